@@ -1,0 +1,161 @@
+"""Feature tables: what stage 1 wrote, checked on load, and scaled for use."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+FORMAT = "leo-features-1"
+NORMALIZATIONS = ("l2", "standardize")
+
+
+class FeatureTable(NamedTuple):
+    """Features of one or more splits, grouped by class.
+
+    ``features`` [n, D]; class c owns the rows ``offsets[c]:offsets[c + 1]``; ``origin`` is where they came from
+    (data, extractor, layer, crop, checkpoint hash, configuration).
+    """
+
+    features: Float[Tensor, "n D"]
+    offsets: Int[Tensor, " C_plus_1"]
+    class_names: list[str]
+    origin: dict[str, Any]
+
+    @property
+    def class_sizes(self) -> Int[Tensor, " C"]:
+        """Number of images of each class."""
+        return self.offsets.diff()
+
+    def to(self, device: torch.device | str) -> "FeatureTable":
+        """The same table with its tensors on ``device``."""
+        return self._replace(features=self.features.to(device), offsets=self.offsets.to(device))
+
+
+def load_features(folder: Path, split: str) -> FeatureTable:
+    """The table of ``split`` in ``folder``, after every check that a file can fail."""
+    path = folder / f"{split}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"feature file {path} is missing; `python train.py stage=pretrain` with the same data, backbone and "
+            f"features writes it"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(
+            f"feature file {path} is truncated or not a safetensors file ({error}); export it again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a feature file: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
+            f"export it with `python train.py stage=pretrain`"
+        )
+    if metadata["split"] != split:
+        raise ValueError(
+            f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?"
+        )
+    features, offsets = tensors["features"], tensors["offsets"]
+    class_names = json.loads(metadata["class_names"])
+    if (
+        features.dtype != torch.float32
+        or features.ndim != 2
+        or offsets.dtype != torch.int64
+        or offsets.ndim != 1
+    ):
+        raise ValueError(
+            f"{path} holds features {features.dtype} {list(features.shape)} and offsets {offsets.dtype} "
+            f"{list(offsets.shape)}; expected float32 [n, D] and int64 [C + 1]; export it again"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(features) or (offsets.diff() < 1).any():
+        raise ValueError(
+            f"the class offsets of {path} must rise from 0 to its {len(features)} images without an empty class; "
+            f"export it again"
+        )
+    if len(class_names) != len(offsets) - 1 or len(set(class_names)) != len(class_names):
+        raise ValueError(
+            f"{path} names {len(set(class_names))} different classes for {len(offsets) - 1} groups of images; "
+            f"export it again"
+        )
+    finite = features.isfinite().all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        name = class_names[int(torch.searchsorted(offsets, row, right=True)) - 1]
+        raise ValueError(
+            f"{path} has NaN or infinite features in {int((~finite).sum())} of {len(features)} images, first in "
+            f"image {row} (class {name!r}); export it again from a sound extractor"
+        )
+    origin = {key: metadata[key] for key in ("data", "extractor", "layer", "crop", "checkpoint")}
+    return FeatureTable(features, offsets, class_names, origin | {"config": json.loads(metadata["config"])})
+
+
+def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, FeatureTable]:
+    """The tables of all ``splits``, which must come from one extractor and share no class."""
+    tables = {split: load_features(folder, split) for split in splits}
+    first, *others = splits
+    for split in others:
+        for key, value in tables[first].origin.items():
+            if tables[split].origin[key] != value:
+                raise ValueError(
+                    f"{folder}: {first} and {split} differ in {key} ({value!r}, {tables[split].origin[key]!r}); "
+                    f"export the splits again from one extractor"
+                )
+    owner: dict[str, str] = {}
+    for split, table in tables.items():
+        for name in table.class_names:
+            if name in owner:
+                raise ValueError(
+                    f"{folder}: class {name!r} is in {owner[name]} and in {split}; splits must be disjoint"
+                )
+            owner[name] = split
+    return tables
+
+
+def concatenate(tables: list[FeatureTable]) -> FeatureTable:
+    """One table with the classes of all ``tables``, in order (training on train + val, Section 4.2)."""
+    sizes = torch.cat([table.class_sizes for table in tables])
+    return FeatureTable(
+        features=torch.cat([table.features for table in tables]),
+        offsets=nn.functional.pad(sizes.cumsum(0), (1, 0)),
+        class_names=[name for table in tables for name in table.class_names],
+        origin=tables[0].origin,
+    )
+
+
+class Normalizer(nn.Module):
+    """Scales features before use; its statistics are buffers, so a checkpoint carries them.
+
+    ``l2``: unit length (the paper). ``standardize``: zero mean and unit variance in each dimension of the training
+    features, then length sqrt(D).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: str, num_features: int) -> None:
+        super().__init__()
+        if kind not in NORMALIZATIONS:
+            raise ValueError(
+                f"features.normalize={kind!r} is unknown; choose one of {', '.join(NORMALIZATIONS)}"
+            )
+        self.kind = kind
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    def fit(self, features: Float[Tensor, "n D"]) -> None:
+        """Take the statistics of ``features``; L2 needs none. Constant dimensions keep their scale."""
+        if self.kind == "standardize":
+            std, mean = torch.std_mean(features, dim=0)
+            self.mean.copy_(mean)
+            self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def forward(self, features: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
+        """The scaled features."""
+        if self.kind == "l2":
+            return nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize((features - self.mean) / self.std, dim=-1) * features.shape[-1] ** 0.5

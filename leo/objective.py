@@ -1,0 +1,41 @@
+"""The terms of LEO's meta-objective (Eq. 6) beside the query loss, before their weights."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from leo.networks import Gaussian, stddev
+
+
+def kl_divergence(
+    code: Gaussian, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M Z"]
+) -> Float[Tensor, " B"]:
+    """One-sample estimate of KL(q || N(0, 1)), mean over a task's elements, in nats.
+
+    log q(z) is written with the noise that made z, since (z - mean) / stddev has no digits left where the
+    standard deviation is at its floor.
+    """
+    log_q = -0.5 * eps**2 - stddev(code.u).log()
+    log_p = -0.5 * z**2
+    return (log_q - log_p).mean((1, 2, 3))
+
+
+def encoder_penalty(
+    initial: Float[Tensor, "B N M Z"], adapted: Float[Tensor, "B N M Z"]
+) -> Float[Tensor, " B"]:
+    """Mean of (stopgrad(z') - z)^2: asks the encoder for codes that need little adaptation."""
+    return (adapted.detach() - initial).square().mean((1, 2, 3))
+
+
+def l2(weights: Iterable[Float[Tensor, "_out _in"]]) -> Float[Tensor, ""]:
+    """Half the sum of squares of all ``weights``."""
+    return 0.5 * torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+def orthogonality(decoder_weight: Float[Tensor, "two_D Z"]) -> Float[Tensor, ""]:
+    """Mean squared distance from the identity of the cosines between the decoder's Z rows (its columns here)."""
+    rows = nn.functional.normalize(decoder_weight, dim=0)
+    identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return (rows.T @ rows - identity).square().mean()

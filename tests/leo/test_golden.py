@@ -1,0 +1,189 @@
+"""The released TensorFlow code's own numbers (tests/golden/README.md), in float64 and, for gradients, in float32."""
+
+import json
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from leo import objective, softmax
+from leo.clipping import clip_gradients
+from leo.leo import LEO, Noise
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+CASES = ["case_a_5way1shot", "case_c_3way2shot", "case_d_5way1shot_full"]
+VARIABLES = {
+    "encoder_w": "encoder.weight",
+    "relation_w0": "relation.layers.0.weight",
+    "relation_w1": "relation.layers.1.weight",
+    "relation_w2": "relation.layers.2.weight",
+    "decoder_w": "decoder.linear.weight",
+    "inner_lr": "latent_lr",
+    "finetuning_lr": "finetune_lr",
+}
+
+
+def to_ours(name, array):
+    """The released variable in our layout: matrices transposed, rates flat."""
+    tensor = torch.from_numpy(np.asarray(array))
+    return tensor.flatten() if name.endswith("lr") else tensor.T
+
+
+@cache
+def golden(case):
+    with np.load(GOLDEN / f"{case}.npz") as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def learner_of(case, dtype=torch.float64):
+    data, meta = golden(case), json.loads(str(golden(case)["meta_json"]))
+    leo = LEO(
+        num_features=meta["embedding_dim"],
+        num_latents=meta["num_latents"],
+        latents="example",
+        initial_code="encoder",
+        stochastic=True,
+        num_latent_steps=meta["inner_unroll_length"],
+        num_finetune_steps=meta["finetuning_unroll_length"],
+        latent_lr=1.0,
+        finetune_lr=1.0,
+        dropout=0.0,
+        kl_weight=meta["kl_weight"],
+        encoder_penalty_weight=meta["encoder_penalty_weight"],
+        l2_weight=meta["l2_penalty_weight"],
+        orthogonality_weight=float(np.float32(meta["orthogonality_penalty_weight"])),
+    ).to(dtype)
+    leo.load_state_dict(
+        {ours: to_ours(name, data[f"var/{name}"]).to(dtype) for name, ours in VARIABLES.items()}
+    )
+    return leo
+
+
+def tensors_of(case, dtype=torch.float64):
+    data = golden(case)
+    support, query, latent, weights = (
+        torch.from_numpy(data[key]).to(dtype)
+        for key in ("input/tr_input", "input/val_input", "eps/latent", "eps/decoder")
+    )
+    return SimpleNamespace(support=support, query=query, noise=Noise(latent, weights))
+
+
+def per_task_losses(leo, inputs):
+    """``total_loss`` of each task, assembled from the learner's parts, and the parts."""
+    path = leo.adaptation(inputs.support, inputs.noise if leo.training else None)
+    logits = softmax.logits(path.weights, inputs.query)
+    parts = {
+        "query_logits": logits,
+        "query_loss": softmax.cross_entropy(logits).mean((1, 2)),
+        "query_accuracy": softmax.accuracy(logits),
+        "l2_term": leo.l2_weight * objective.l2(p for p in leo.parameters() if p.ndim == 2),
+        "orthogonality_term": leo.orthogonality_weight * objective.orthogonality(leo.decoder.linear.weight),
+        "latent_dist_mean": path.code.mean,
+        "latent_dist_u": path.code.u,
+        "latents_initial": path.latents[0],
+        "latents_adapted": path.latents[-1],
+        "weights_after_latent_loop": path.decoded[-1],
+        "weights_after_finetuning": path.decoded[-1] + (path.weights - path.finetuned[0]).unsqueeze(2),
+        "support_losses_latent": torch.stack(
+            [softmax.cross_entropy(softmax.logits(w.mean(2), inputs.support)) for w in path.decoded], 1
+        ),
+        "support_losses_finetune": torch.stack(
+            [softmax.cross_entropy(softmax.logits(w, inputs.support)) for w in path.finetuned[1:]], 1
+        ),
+    }
+    total = parts["query_loss"] + parts["l2_term"] + parts["orthogonality_term"]
+    if leo.training:
+        parts["kl"] = objective.kl_divergence(path.code, path.latents[0], inputs.noise.latents)
+        parts["encoder_penalty"] = objective.encoder_penalty(path.latents[0], path.latents[-1])
+        total = total + leo.kl_weight * parts["kl"] + leo.encoder_penalty_weight * parts["encoder_penalty"]
+    return total, parts
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("case", CASES)
+def test_values(case, mode):
+    leo = learner_of(case).train(mode == "train")
+    with torch.no_grad():
+        total, parts = per_task_losses(leo, tensors_of(case))
+    parts["total_loss"] = total
+    expected = {key.split("/")[1]: value for key, value in golden(case).items() if key.startswith(f"{mode}/")}
+    if mode == "train":
+        parts["batch_total_loss"] = total.mean()
+    assert set(expected) - {"kl", "encoder_penalty"} <= set(parts)
+    for name in expected.keys() & parts.keys():
+        tolerance = {"kl": 1e-8, "total_loss": 1e-8, "batch_total_loss": 1e-8, "query_accuracy": 1e-6}.get(
+            name, 1e-10
+        )
+        actual = np.broadcast_to(
+            parts[name].numpy(), expected[name].shape
+        )  # regularisers: one value for every task
+        np.testing.assert_allclose(actual, expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def gradients(case, loss_of, dtype=torch.float64):
+    leo = learner_of(case, dtype).train()
+    loss_of(per_task_losses(leo, tensors_of(case, dtype))[0]).backward()
+    return {name: leo.get_parameter(ours).grad for name, ours in VARIABLES.items()}
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(
+    "key, loss_of", [("grad_instance0", lambda loss: loss[0]), ("grad_batch", lambda loss: loss.mean())]
+)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients(case, key, loss_of):
+    actual = gradients(case, loss_of)
+    compared = [name for name in VARIABLES if f"{key}/{name}" in golden(case)]
+    assert len(compared) == (2 if (case, key) == ("case_d_5way1shot_full", "grad_batch") else 7)
+    for name in compared:
+        tolerance = 1e-6 if name.startswith(("encoder", "relation")) else 1e-8
+        assert relative_error(actual[name], to_ours(name, golden(case)[f"{key}/{name}"])) < tolerance, name
+
+
+@pytest.mark.parametrize("case", CASES[:2])
+def test_clipping_and_adam(case):
+    """Clipping as released; torch's Adam moments put through TensorFlow's formula (its epsilon stands elsewhere)."""
+    data = golden(case)
+    leo = learner_of(case).train()
+    lr, beta1, beta2, epsilon = (
+        float(np.float32(value)) for value in (1e-3, 0.9, 0.999, 1e-8)
+    )  # as TensorFlow holds them
+    adam = torch.optim.Adam(leo.parameters(), lr=lr, betas=(beta1, beta2))
+    theirs = {ours: to_ours(name, data[f"var/{name}"]).clone() for name, ours in VARIABLES.items()}
+    for step in (1, 2, 3):
+        leo.zero_grad()
+        leo.load_state_dict(theirs)
+        per_task_losses(leo, tensors_of(case))[0].mean().backward()
+        clip_gradients(leo.parameters(), max_value=0.1, max_norm=0.1)
+        if step == 1:
+            for name, ours in VARIABLES.items():
+                assert (
+                    relative_error(leo.get_parameter(ours).grad, to_ours(name, data[f"clipped/{name}"]))
+                    < 1e-6
+                )
+        adam.step()
+        for name, ours in VARIABLES.items():
+            state = adam.state[leo.get_parameter(ours)]
+            rate = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+            theirs[ours] = theirs[ours] - rate * state["exp_avg"] / (state["exp_avg_sq"].sqrt() + epsilon)
+            torch_step = leo.get_parameter(ours).detach() - theirs[ours]
+            assert torch_step.abs().max() < 5e-4
+            if f"adam{step}/{name}" in data:
+                torch.testing.assert_close(
+                    theirs[ours], to_ours(name, data[f"adam{step}/{name}"]), rtol=0, atol=2e-9
+                )
+
+
+def test_float32_gradients_at_full_size():
+    """Float32 keeps the meta-gradient of every variable within 1e-4, though most standard deviations are at the floor."""
+    case = CASES[2]
+    exact = gradients(case, lambda loss: loss.mean())
+    single = gradients(case, lambda loss: loss.mean(), torch.float32)
+    for name, gradient in exact.items():
+        assert relative_error(single[name].double(), gradient) < 1e-4, name

@@ -1,0 +1,151 @@
+"""The extractor's training: what it holds out, how its rate moves, and that a resumed run repeats the straight one."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.optim import SGD
+
+from pretrain.augment import RandomShift
+from pretrain.data import TrainImages
+from pretrain.module import Pretraining, warmup_cosine
+from pretrain.store import ImageStore
+from pretrain.wide_resnet import WideResNet
+
+COUNTS = (8, 5, 7)
+
+
+def striped_store() -> ImageStore:
+    """Three classes of 8x8 images told apart by a bright row; pixel (0, 0) is the image's number."""
+    generator = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(COUNTS)])
+    images = generator.integers(0, 100, size=(sum(COUNTS), 8, 8, 1), dtype=np.uint8)
+    for label in range(len(COUNTS)):
+        images[offsets[label] : offsets[label + 1], 2 * label + 2] += 150
+    images[:, 0, 0, 0] = np.arange(sum(COUNTS))
+    return ImageStore(
+        images=torch.from_numpy(images),
+        offsets=torch.from_numpy(offsets),
+        class_names=["a", "b", "c"],
+        split="train",
+        data="stripes",
+        source={},
+    )
+
+
+def build_data(**changes: Any) -> TrainImages:
+    settings = {"batch_size": 4, "num_val_per_class": 2, "seed": 3} | changes
+    return TrainImages(striped_store(), **settings)
+
+
+def build_module(num_steps: int, lr: float = 0.1) -> Pretraining:
+    return Pretraining(
+        network=WideResNet(depth=10, width=1, num_classes=3, in_channels=1, strides=(1, 2, 2), dropout=0.3),
+        augment=RandomShift(max_shift=1),
+        optimizer=partial(SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        schedule=partial(warmup_cosine, num_warmup=2, num_steps=num_steps),
+        label_smoothing=0.1,
+        mean=[0.5],
+        std=[0.25],
+    )
+
+
+def build_trainer(folder: Path, max_epochs: int, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": max_epochs,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "callbacks": [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
+    }
+    return Trainer(**settings | changes)
+
+
+def test_holds_out_the_last_images_of_each_class() -> None:
+    data = build_data()
+    assert data.val_index.tolist() == [6, 7, 11, 12, 18, 19]
+    assert sorted([*data.train_index.tolist(), *data.val_index.tolist()]) == list(range(20))
+    batches = list(data.val_dataloader())
+    assert [len(batch.labels) for batch in batches] == [4, 2]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_epoch_visits_every_training_image_once_and_drops_the_rest(tmp_path: Path) -> None:
+    data = build_data()
+    orders = []
+    for epoch in (0, 1, 0):
+        data.trainer = build_trainer(tmp_path, max_epochs=2)
+        data.trainer.fit_loop.epoch_progress.current.processed = epoch
+        batches = list(data.train_dataloader())
+        assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * len(data.train_dataloader())
+        numbers = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist()
+        assert len(numbers) == len(set(numbers)) == 12  # of 14 training images
+        assert set(numbers) <= set(data.train_index.tolist())
+        orders.append(numbers)
+    assert orders[0] != orders[1]
+    assert orders[0] == orders[2]
+
+
+def test_data_that_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="num_val_per_class=5 .* less than the 5 images of class 'b'"):
+        build_data(num_val_per_class=5)
+    with pytest.raises(ValueError, match="num_val_per_class=0 must be at least 1"):
+        build_data(num_val_per_class=0)
+    with pytest.raises(ValueError, match="batch_size=15 is more than the 14 training images"):
+        build_data(batch_size=15)
+
+
+def test_warmup_cosine_by_hand() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    schedule = warmup_cosine(optimizer, num_warmup=2, num_steps=6)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    # 1/2 and 2/2 of 0.4, then 0.2 (1 + cos(pi k / 4)) for k = 0 .. 4.
+    expected = [0.2, 0.4, 0.4, 0.2 + 0.2 * 2**-0.5, 0.2, 0.2 - 0.2 * 2**-0.5, 0.0]
+    assert rates == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="num_warmup=6 .* less than num_steps=6"):
+        warmup_cosine(optimizer, num_warmup=6, num_steps=6)
+
+
+def test_learns_and_reports(tmp_path: Path) -> None:
+    seed_everything(0)
+    module = build_module(num_steps=60)
+    trainer = build_trainer(tmp_path, 20, log_every_n_steps=60, check_val_every_n_epoch=20)
+    trainer.fit(module, build_data())
+    assert trainer.global_step == 60
+    metrics = trainer.callback_metrics
+    assert metrics.keys() == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    assert metrics["val/accuracy"] == 1.0
+    assert metrics["val/loss"] < 0.5
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    seed_everything(0)
+    straight = build_module(num_steps=12)
+    build_trainer(tmp_path, 4).fit(straight, build_data())
+
+    seed_everything(1)  # another start and other draws: all that matters must come from the checkpoint
+    resumed = build_module(num_steps=12)
+    build_trainer(tmp_path / "resumed", 4).fit(
+        resumed, build_data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True
+    )
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_diverged_run_stops(tmp_path: Path) -> None:
+    seed_everything(0)
+    trainer = build_trainer(tmp_path, 20, log_every_n_steps=1)
+    with pytest.raises(ValueError, match=r"train/loss is (nan|inf) at step \d+; lower the learning rate"):
+        trainer.fit(build_module(num_steps=60, lr=1e20), build_data())

@@ -1,0 +1,166 @@
+"""The extractor's convolutions, counted, and the features that belong to each count."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.wide_resnet import WideResNet
+
+
+def build(**changes: Any) -> WideResNet:
+    settings: dict[str, Any] = {
+        "depth": 10,
+        "width": 1,
+        "num_classes": 3,
+        "in_channels": 1,
+        "strides": (2, 2, 2),
+        "dropout": 0.0,
+    }
+    return WideResNet(**settings | changes)
+
+
+def convolutions_in_order(network: WideResNet, images: Tensor) -> list[nn.Conv2d]:
+    """Every convolution in the order in which a pass runs it, except that a shortcut runs just before or after."""
+    seen: list[nn.Conv2d] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda conv, _inputs, _output: seen.append(conv))
+    network(images)
+    return seen
+
+
+@pytest.mark.parametrize("depth", [10, 16, 28])
+def test_the_name_counts_the_convolutions(depth: int) -> None:
+    network = build(depth=depth)
+    listed = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(listed) == depth
+    assert set(convolutions_in_order(network, torch.zeros(1, 1, 8, 8))) == set(listed)
+    shortcuts = [layer for layer, conv in enumerate(listed, start=1) if conv.kernel_size == (1, 1)]
+    assert tuple(shortcuts) == network.shortcut_layers
+
+
+def test_layer_21_of_wrn_28_10_opens_group_3() -> None:
+    with torch.device("meta"):
+        network = build(depth=28, width=10, in_channels=3)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    layer_21 = convolutions[21 - 1]
+    assert layer_21 is network.blocks[8].conv1
+    assert (layer_21.in_channels, layer_21.out_channels, layer_21.kernel_size) == (320, 640, (3, 3))
+    assert network.shortcut_layers == (2, 11, 20)
+    assert network.penultimate == 28
+    assert network.features(torch.zeros(2, 3, 80, 80, device="meta"), [21])[21].shape == (2, 640)
+
+
+def test_number_of_parameters() -> None:
+    # WRN-10-2, one channel, 347 classes. Convolutions: stem 9 * 16 = 144; a group from a to b channels has a
+    # shortcut of ab, 3x3 convolutions of 9ab and 9bb, norms of 2a and 2b:
+    #   16 -> 32:    512 +  4,608 +   9,216 +  32 +  64 =  14,432
+    #   32 -> 64:  2,048 + 18,432 +  36,864 +  64 + 128 =  57,536
+    #   64 -> 128: 8,192 + 73,728 + 147,456 + 128 + 256 = 229,760
+    # Final norm 2 * 128 = 256; classifier 128 * 347 + 347 = 44,763. All: 346,891.
+    assert num_parameters(depth=10, width=2, num_classes=347, in_channels=1) == 346_891
+    # WRN-28-10, RGB, 64 classes. Stem 27 * 16 = 432; a group from a to b channels has four blocks:
+    # ab + 9ab + 7 * 9bb and norms of 2a + 7 * 2b:
+    #   16 -> 160:     25,600 +  1,612,800 +    32 + 2,240 =  1,640,672
+    #   160 -> 320:   512,000 +  6,451,200 +   320 + 4,480 =  6,968,000
+    #   320 -> 640: 2,048,000 + 25,804,800 +   640 + 8,960 = 27,862,400
+    # Final norm 2 * 640 = 1,280; classifier 640 * 64 + 64 = 41,024. All: 36,513,808, the paper's 36.5 million.
+    assert num_parameters(depth=28, width=10, num_classes=64, in_channels=3) == 36_513_808
+
+
+def num_parameters(**settings: int) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(**settings).parameters())
+
+
+def test_features_are_the_modules_applied_by_hand() -> None:
+    torch.manual_seed(0)
+    network = build(depth=16).eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(2, 1, 8, 8)
+    first, second, third = network.blocks[:3]
+    by_hand = {}
+    stem = network.stem(images)
+    by_hand[1] = active = F.relu(first.norm1(stem))
+    shortcut = first.shortcut(active)  # layer 2
+    by_hand[3] = active = F.relu(first.norm2(first.conv1(active)))
+    stream = shortcut + first.conv2(active)
+    by_hand[4] = active = F.relu(second.norm1(stream))
+    by_hand[5] = active = F.relu(second.norm2(second.conv1(active)))
+    stream = stream + second.conv2(active)
+    by_hand[6] = active = F.relu(third.norm1(stream))
+    shortcut = third.shortcut(active)  # layer 7
+    by_hand[8] = F.relu(third.norm2(third.conv1(active)))
+
+    features = network.features(images, list(by_hand))
+    assert features.keys() == by_hand.keys()
+    for layer, activation in by_hand.items():
+        torch.testing.assert_close(features[layer], activation.mean(dim=(2, 3)), rtol=0, atol=0)
+
+
+def test_the_classifier_reads_the_penultimate_features() -> None:
+    network = build().eval()
+    images = torch.randn(2, 1, 8, 8)
+    features = network.features(images, [network.penultimate])[10]
+    torch.testing.assert_close(network(images), network.classifier(features), rtol=0, atol=0)
+    assert network(images).shape == (2, 3)
+
+
+def test_a_pass_ends_after_the_last_layer_asked_for() -> None:
+    network = build()
+    run: list[nn.Module] = []
+    for block in network.blocks:
+        block.conv1.register_forward_hook(lambda conv, _inputs, _output: run.append(conv))
+    network.features(torch.zeros(1, 1, 8, 8), [3, 1])
+    assert run == [network.blocks[0].conv1]
+
+
+def test_strides_take_80_pixels_to_10() -> None:
+    network = build(in_channels=3)
+    sizes: list[int] = []
+    network.norm.register_forward_hook(lambda _norm, _inputs, output: sizes.extend(output.shape[2:]))
+    network(torch.zeros(1, 3, 80, 80))
+    assert sizes == [10, 10]
+
+
+def test_dropout_changes_training_only() -> None:
+    network = build(dropout=0.5)
+    images = torch.randn(4, 1, 8, 8)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 27}, "depth=27 .* 22 or 28"),
+        ({"depth": 4}, "depth=4 .* nearest is 10$"),
+        ({"depth": 9}, "depth=9 .* nearest is 10$"),
+        ({"strides": (1, 2)}, r"strides=\[1, 2\] has 2 entries; give one per group, 3"),
+    ],
+)
+def test_settings_that_make_no_network(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (2, "layer 2 of WRN-10-1 is a shortcut.* choose 1 or 3"),
+        (5, "choose 4 or 6"),
+        (8, "choose 7 or 9"),
+        (0, "layer 0 is not in WRN-10-1; its layers are 1 to 10"),
+        (11, "layer 11 is not in WRN-10-1"),
+    ],
+)
+def test_layers_without_features(layer: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build().features(torch.zeros(1, 1, 8, 8), [1, layer])
