@@ -51,9 +51,7 @@ def sample_tasks(
     num_classes = torch.full((num_tasks,), len(table.class_names), device=table.offsets.device)
     classes = sample_without_replacement(num_classes, num_way, generator)
     within_class = sample_without_replacement(table.class_sizes[classes.flatten()], num_images, generator)
-    return TaskIndices(
-        classes, within_class.view(num_tasks, num_way, num_images) + table.offsets[classes].unsqueeze(2)
-    )
+    return TaskIndices(classes, within_class.view(num_tasks, num_way, num_images) + table.offsets[classes].unsqueeze(2))
 
 
 def gather(table: FeatureTable, tasks: TaskIndices, num_shot: int) -> Tasks:
@@ -122,9 +120,7 @@ class TaskStream:
                 self.start_block()
             batch = slice(self.position * self.batch_size, (self.position + 1) * self.batch_size)
             self.position += 1
-            yield gather(
-                self.table, TaskIndices(self.block.classes[batch], self.block.images[batch]), self.num_shot
-            )
+            yield gather(self.table, TaskIndices(self.block.classes[batch], self.block.images[batch]), self.num_shot)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is."""

@@ -57,17 +57,10 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             f"export it with `python train.py stage=pretrain`"
         )
     if metadata["split"] != split:
-        raise ValueError(
-            f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?"
-        )
+        raise ValueError(f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?")
     features, offsets = tensors["features"], tensors["offsets"]
     class_names = json.loads(metadata["class_names"])
-    if (
-        features.dtype != torch.float32
-        or features.ndim != 2
-        or offsets.dtype != torch.int64
-        or offsets.ndim != 1
-    ):
+    if features.dtype != torch.float32 or features.ndim != 2 or offsets.dtype != torch.int64 or offsets.ndim != 1:
         raise ValueError(
             f"{path} holds features {features.dtype} {list(features.shape)} and offsets {offsets.dtype} "
             f"{list(offsets.shape)}; expected float32 [n, D] and int64 [C + 1]; export it again"
@@ -140,9 +133,7 @@ class Normalizer(nn.Module):
     def __init__(self, kind: str, num_features: int) -> None:
         super().__init__()
         if kind not in NORMALIZATIONS:
-            raise ValueError(
-                f"features.normalize={kind!r} is unknown; choose one of {', '.join(NORMALIZATIONS)}"
-            )
+            raise ValueError(f"features.normalize={kind!r} is unknown; choose one of {', '.join(NORMALIZATIONS)}")
         self.kind = kind
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))

@@ -102,9 +102,7 @@ class LEO(nn.Module):
         """The classifier adapted to ``support``."""
         return self.adaptation(support, self.draw_noise(support, generator), generator).weights
 
-    def draw_noise(
-        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None
-    ) -> Noise | None:
+    def draw_noise(self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None) -> Noise | None:
         """The draws of one stochastic pass; None where codes and weights are their means."""
         if not (self.training and self.stochastic):
             return None
@@ -137,9 +135,7 @@ class LEO(nn.Module):
         for step in range(self.num_latent_steps):
             weights, pullback = self.decoder(z, None if noise is None else noise.weights[:, step])
             # The logit of a class is the mean over its M weight vectors: each gets 1 / M of their common gradient.
-            gradient = (
-                softmax.loss_gradient(weights.mean(2), self.drop(support, generator)) / weights.shape[2]
-            )
+            gradient = softmax.loss_gradient(weights.mean(2), self.drop(support, generator)) / weights.shape[2]
             z = z - self.latent_lr * pullback(gradient.unsqueeze(2).expand_as(weights))
             latents.append(z)
             decoded.append(weights)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from leo.networks import Gaussian, stddev
 
 
-def kl_divergence(
-    code: Gaussian, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M Z"]
-) -> Float[Tensor, " B"]:
+def kl_divergence(code: Gaussian, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M Z"]) -> Float[Tensor, " B"]:
     """One-sample estimate of KL(q || N(0, 1)), mean over a task's elements, in nats.
 
     log q(z) is written with the noise that made z, since (z - mean) / stddev has no digits left where the
@@ -22,9 +20,7 @@ def kl_divergence(
     return (log_q - log_p).mean((1, 2, 3))
 
 
-def encoder_penalty(
-    initial: Float[Tensor, "B N M Z"], adapted: Float[Tensor, "B N M Z"]
-) -> Float[Tensor, " B"]:
+def encoder_penalty(initial: Float[Tensor, "B N M Z"], adapted: Float[Tensor, "B N M Z"]) -> Float[Tensor, " B"]:
     """Mean of (stopgrad(z') - z)^2: asks the encoder for codes that need little adaptation."""
     return (adapted.detach() - initial).square().mean((1, 2, 3))
 
