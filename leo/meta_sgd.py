@@ -1,0 +1,49 @@
+"""Meta-SGD on features (Li et al., 2017): the baseline that adapts in weight space alone (Table 2, first row)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from leo import objective, softmax
+from leo.episodes import Tasks
+
+
+class MetaSGD(nn.Module):
+    """A learned initial classifier and a learned rate for each of its weights; gradients go through every step.
+
+    Args:
+        num_features, num_way: D and N; unlike LEO, the classifier is tied to its number of classes.
+        num_steps: inner steps.
+        inner_lr: initial value of the learned rates.
+        l2_weight: weight of half the squared norm of the initial classifier.
+    """
+
+    def __init__(self, *, num_features: int, num_way: int, num_steps: int, inner_lr: float, l2_weight: float) -> None:
+        super().__init__()
+        self.num_features, self.num_steps, self.l2_weight = num_features, num_steps, l2_weight
+        self.initial_weights = nn.Parameter(torch.zeros(num_way, num_features))
+        self.inner_lr = nn.Parameter(torch.full((num_way, num_features), float(inner_lr)))
+
+    def embed(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
+        """The classifier is linear in the features themselves."""
+        return x
+
+    def adapt(
+        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """The classifier after ``num_steps`` gradient steps on the summed support loss."""
+        weights = self.initial_weights.expand(len(support), -1, -1)
+        for _ in range(self.num_steps):
+            weights = weights - self.inner_lr * softmax.loss_gradient(weights, support)
+        return weights
+
+    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
+        logits = softmax.logits(self.adapt(tasks.support), tasks.query)
+        query_loss, l2 = softmax.cross_entropy(logits).mean(), objective.l2([self.initial_weights])
+        return {
+            "loss": query_loss + self.l2_weight * l2,
+            "query_loss": query_loss,
+            "l2": l2,
+            "accuracy": softmax.accuracy(logits.detach()).mean(),
+        }

@@ -1,0 +1,204 @@
+"""Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on features, test its best checkpoint."""
+
+import logging
+import pickle
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from leo.episodes import TaskStream, check_task_size
+from leo.evaluate import evaluate, fixed_tasks, interval95
+from leo.features import FeatureTable, Normalizer, concatenate, load_splits
+from leo.module import MetaLearning, TaskData
+from runner.folder import run_folder, write_json
+from runner.training import make_trainer, train
+
+log = logging.getLogger(__name__)
+
+VAL_SEED, TEST_SEED = 1, 2  # of the tasks: the same for every method, ablation and seed
+
+
+def meta_train(cfg: DictConfig) -> float:
+    """Meta-train, test the best checkpoint, write ``result.json``; the best validation accuracy, a fraction.
+
+    The same call again goes on from the last checkpoint, and does nothing where the run is finished.
+    """
+    tables = load_splits(Path(cfg.features.folder))
+    check_sizes(cfg, tables)
+    module, config, folder = build(cfg, tables), run_config(cfg, tables), Path(cfg.run_dir)
+    with run_folder(folder, config):
+        if (folder / "result.json").exists():
+            result = OmegaConf.load(folder / "result.json")
+            log.info(
+                "%s is finished: test accuracy %.2f %%; delete the folder to repeat it", folder, 100 * result.accuracy
+            )
+            return float(result.val_accuracy)
+        torch.set_num_threads(cfg.threads)
+        trainer = make_trainer(
+            instantiate(cfg.trainer),
+            folder,
+            config=config,
+            monitor="val/accuracy",
+            patience=cfg.patience,
+            max_steps=cfg.max_steps,
+            loggers=list(instantiate(cfg.logger).values()),
+        )
+        device = trainer.strategy.root_device
+        tables = {split: scaled(module, table).to(device) for split, table in tables.items()}
+        val_tasks = fixed_tasks(tables["val"], cfg.val.num_tasks, cfg.num_way, cfg.num_shot, VAL_SEED)
+        if next(module.learner.parameters(), None) is not None:
+            training = concatenate([tables[split] for split in cfg.train_splits])
+            outcome = train(trainer, module, task_data(cfg, training, tables["val"], val_tasks), folder)
+            load_weights(module, outcome.checkpoint, cfg)
+            trained = {"val_accuracy": outcome.score, "num_steps": outcome.num_steps, "seconds": outcome.seconds}
+            trained["checkpoint"] = str(outcome.checkpoint)
+        else:
+            scores = evaluate(module.to(device).learner, tables["val"], val_tasks, cfg.num_shot)
+            trained = {
+                "val_accuracy": scores.accuracy.mean().item(),
+                "num_steps": 0,
+                "seconds": 0.0,
+                "checkpoint": None,
+            }
+        return test(cfg, module.to(device), tables["test"], trained, config)["val_accuracy"]
+
+
+def test_checkpoint(cfg: DictConfig) -> float:
+    """Test ``cfg.checkpoint`` alone, with the configuration given; write ``result.json``; the accuracy, a fraction."""
+    tables = load_splits(Path(cfg.features.folder))
+    check_sizes(cfg, tables)
+    module = build(cfg, tables)
+    checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
+    config = run_config(cfg, tables)
+    score = max(state["best_score"] for name, state in checkpoint["callbacks"].items() if name == "RunCheckpoints")
+    trained = {"val_accuracy": score, "num_steps": checkpoint["global_step"], "seconds": None}
+    with run_folder(Path(cfg.run_dir), config):
+        return test(cfg, module, scaled(module, tables["test"]), trained | {"checkpoint": cfg.checkpoint}, config)[
+            "accuracy"
+        ]
+
+
+def test(
+    cfg: DictConfig, module: MetaLearning, table: FeatureTable, trained: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Score ``cfg.test.num_tasks`` tasks of the scaled ``table``; write and return the result."""
+    start = time.perf_counter()
+    tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
+    scores = evaluate(module.learner, table, tasks, cfg.num_shot)
+    result = {
+        **OmegaConf.to_container(cfg.names, resolve=True),  # type: ignore[dict-item]
+        "seed": cfg.seed,
+        "num_way": cfg.num_way,
+        "num_shot": cfg.num_shot,
+        "data": table.origin["data"],
+        "layer": table.origin["layer"],
+        "num_tasks": len(scores.accuracy),
+        "accuracy": scores.accuracy.mean().item(),
+        "interval95": interval95(scores.accuracy),
+        "loss": scores.loss.mean().item(),
+        "val_accuracy": trained["val_accuracy"],
+        "num_steps": trained["num_steps"],
+        "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
+        "checkpoint": trained["checkpoint"],
+        "config": config,
+        "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
+    }
+    write_json(Path(cfg.run_dir) / "result.json", result)
+    log.info(
+        "%s: test accuracy %.2f +- %.2f %% (95 %% interval over %d tasks)",
+        cfg.run_dir, 100 * result["accuracy"], 100 * result["interval95"], result["num_tasks"],
+    )  # fmt: skip
+    return result
+
+
+def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
+    """The learner of ``cfg`` in its Lightning module, its normaliser fitted to the training splits."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    training = concatenate([tables[split] for split in cfg.train_splits]).features
+    normalizer = Normalizer(cfg.features.normalize, training.shape[1])
+    normalizer.fit(training)
+    return MetaLearning(
+        instantiate(cfg.model.learner, num_features=training.shape[1]),
+        normalizer,
+        optimizer=instantiate(cfg.model.optimizer),
+        schedule=instantiate(cfg.model.schedule),
+        clip_value=cfg.model.clip_value,
+        clip_norm=cfg.model.clip_norm,
+        seed=cfg.seed,
+    )
+
+
+def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
+    """``table`` with the features that the learner sees."""
+    return table._replace(features=module.normalizer(table.features))
+
+
+def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_tasks: list[Any]) -> TaskData:
+    """The training stream and the validation tasks of ``cfg``."""
+    stream = TaskStream(
+        training,
+        num_way=cfg.num_way,
+        num_shot=cfg.num_shot,
+        num_query=cfg.num_query,
+        batch_size=cfg.tasks_per_batch,
+        batches_per_epoch=cfg.val.every,
+        generator=torch.Generator(training.features.device).manual_seed(cfg.seed),
+    )
+    return TaskData(stream, val, val_tasks)
+
+
+def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
+    """Raise where the tasks of ``cfg`` cannot be drawn from one of the splits it uses."""
+    for split in cfg.train_splits:
+        check_task_size(tables[split], split, cfg.num_way, cfg.num_shot, cfg.num_query)
+    for split in ("val", "test"):  # all remaining images are queries: at least one
+        check_task_size(tables[split], split, cfg.num_way, cfg.num_shot, 1)
+
+
+def run_config(cfg: DictConfig, tables: dict[str, FeatureTable]) -> dict[str, Any]:
+    """What a run's numbers follow from: the resolved configuration, less what only shows them, and the features."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    shown = {key: value for key, value in config.items() if key not in ("stage", "logger", "run_dir", "report")}
+    return shown | {"features_origin": {key: value for key, value in tables["train"].origin.items() if key != "config"}}
+
+
+def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Put the weights and normaliser of the checkpoint at ``path`` into ``module``; the whole checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
+        ) from error
+    learner = checkpoint["config"]["model"]["learner"]["_target_"] if "config" in checkpoint else None
+    if learner != cfg.model.learner._target_:
+        raise ValueError(
+            f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "
+            f"choose the experiment that the checkpoint was trained with"
+        )
+    width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(module.normalizer.mean)
+    if width != wanted:
+        raise ValueError(
+            f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
+            f"choose the features that the checkpoint was trained on"
+        )
+    kind = checkpoint["config"]["features"]["normalize"]
+    if kind != module.normalizer.kind:
+        raise ValueError(
+            f"{path} was trained with features.normalize={kind}, the configuration asks for {module.normalizer.kind}; "
+            f"add features.normalize={kind}"
+        )
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the configured learner: {error}") from error
+    return checkpoint

@@ -1,0 +1,47 @@
+"""Run folders: one run has one folder, one configuration and one process at a time."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from runner.files import write_text
+
+
+def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
+    """The keys in which two nested configurations differ, as ``key: recorded -> requested``."""
+    if isinstance(recorded, dict) and isinstance(requested, dict):
+        keys = list(recorded) + [key for key in requested if key not in recorded]
+        parts = (differences(recorded.get(key), requested.get(key), f"{prefix}.{key}".lstrip(".")) for key in keys)
+        return [line for part in parts for line in part]
+    return [] if recorded == requested else [f"{prefix}: {recorded} -> {requested}"]
+
+
+@contextmanager
+def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """Hold ``folder`` for a run with ``config``; refuse one that another process holds or another config made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            path = folder / "config.yaml"
+            if path.exists():
+                changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
+                if changed:
+                    raise ValueError(
+                        f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+                        f"delete it, or give this run another folder with run_dir=..."
+                    )
+            else:
+                write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+            yield folder
+    except Timeout:
+        raise RuntimeError(f"{folder} is in use by another process; wait for it or stop it") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as the whole of ``path``."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

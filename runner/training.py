@@ -1,0 +1,128 @@
+"""One training, resumable: checkpoints, early stopping, progress, signals. Both stages train through it."""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, RichProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from runner.csv_log import CSVLog
+from runner.files import whole_file
+from runner.folder import write_json
+
+# Lightning 2.6 uses a call that torch 2.11 deprecated; nothing a user could do.
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+class Trained(NamedTuple):
+    """What a finished training leaves: its best checkpoint, that one's score, and the cost of all of it."""
+
+    checkpoint: Path
+    score: float
+    num_steps: int
+    seconds: float
+
+
+class RunCheckpoints(Checkpoint):
+    """``last.ckpt`` at the end of each epoch and on SIGTERM, ``best.ckpt`` where ``monitor`` is highest.
+
+    Files appear whole. Also adds up the seconds of training over interruptions, and adds ``config`` to checkpoints.
+    """
+
+    def __init__(self, folder: Path, monitor: str, config: dict[str, Any]) -> None:
+        self.folder, self.monitor, self.config = folder, monitor, config
+        self.best_score, self.seconds = float("-inf"), 0.0
+
+    def save(self, trainer: pl.Trainer, name: str) -> None:
+        """Write ``name`` in the run folder."""
+        with whole_file(self.folder / name) as partial:
+            trainer.save_checkpoint(partial)
+
+    def add_seconds(self) -> None:
+        """Count the time since the last call, or since the start."""
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self.since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self.add_seconds()
+        score = trainer.callback_metrics[self.monitor].item()
+        is_best, self.best_score = score > self.best_score, max(score, self.best_score)
+        if is_best:
+            self.save(trainer, "best.ckpt")
+        self.save(trainer, "last.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            self.add_seconds()
+            self.save(trainer, "last.ckpt")
+
+    def on_save_checkpoint(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"best_score": self.best_score, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
+
+
+def make_trainer(
+    partial_trainer: Callable[..., pl.Trainer],
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    monitor: str,
+    patience: int | None,
+    max_steps: int,
+    loggers: list[Logger],
+) -> pl.Trainer:
+    """The trainer of a run folder. ``patience``: validations without a better ``monitor`` before it stops (None: never)."""
+    callbacks = [RunCheckpoints(folder, monitor, config), RichProgressBar(refresh_rate=20)]
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
+    return partial_trainer(
+        callbacks=callbacks,
+        logger=[CSVLog(folder), *loggers],
+        max_steps=max_steps,
+        max_epochs=-1,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+    )
+
+
+def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule | Any, folder: Path) -> Trained:
+    """Train to the end, from ``last.ckpt`` where there is one; exit with 143 after SIGTERM, its checkpoint saved.
+
+    A training that has ended is not run again: its outcome is read from ``trained.json``.
+    """
+    done, last = folder / "trained.json", folder / "last.ckpt"
+    if not done.exists():
+        if last.exists():
+            step = torch.load(last, weights_only=True, map_location="cpu")["global_step"]
+            log = trainer.loggers[0]
+            assert isinstance(log, CSVLog)
+            log.keep_steps_before(step)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        except SIGTERMException:
+            sys.exit(143)
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, RunCheckpoints)
+        outcome = {"score": checkpoints.best_score, "num_steps": trainer.global_step, "seconds": checkpoints.seconds}
+        write_json(done, outcome)
+    return Trained(folder / "best.ckpt", **json.loads(done.read_text(encoding="utf-8")))
