@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 demo: install
 	$(BIN)/python train.py -m sweep=demo
-	$(BIN)/python train.py stage=report report.experiments='glyphs_1shot*'
+	$(BIN)/python train.py stage=report 'stage.select=glyphs_1shot*-none-seed0'
 
 test: install
 	$(BIN)/python -m pytest

@@ -1,19 +1,31 @@
 """The one entry: composes a configuration and runs the tasks of its stage (conf/stage)."""
 
+import os
+import sys
+
 import hydra
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-OmegaConf.register_new_resolver("variant", lambda overrides: overrides and "-" + overrides.replace("/", "_"))
+from runner.config import check_keys
+
+# What the command line changes becomes part of the run folder's name.
+OmegaConf.register_new_resolver("variant", lambda overrides: overrides and "-" + overrides.replace("/", "_")[:150])
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The outcome of the stage's last task: what a sweep compares."""
-    outcome = None
-    for task in cfg.stage.tasks:
-        outcome = get_method(task)(cfg)
-    return outcome
+    try:
+        check_keys(cfg)
+        outcome = None
+        for task in cfg.stage.tasks:
+            outcome = get_method(task)(cfg)
+        return outcome
+    except (ValueError, FileNotFoundError) as error:
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        sys.exit(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where)")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_value: float, max_norm: float) -> None:
-    """Clip each element to [-max_value, max_value], then scale each variable on its own to a norm of max_norm at most."""
+    """Clip each element to [-max_value, max_value], then scale each variable to a norm of at most max_norm."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_clamp_min_(gradients, -max_value)
     torch._foreach_clamp_max_(gradients, max_value)

@@ -13,7 +13,6 @@ from leo.episodes import TaskIndices, Tasks, TaskStream
 from leo.evaluate import Scorer
 from leo.features import FeatureTable, Normalizer
 
-
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
 

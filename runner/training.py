@@ -1,6 +1,7 @@
 """One training, resumable: checkpoints, early stopping, progress, signals. Both stages train through it."""
 
 import json
+import logging
 import sys
 import time
 import warnings
@@ -18,6 +19,7 @@ from runner.csv_log import CSVLog
 from runner.files import whole_file
 from runner.folder import write_json
 
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
 # Lightning 2.6 uses a call that torch 2.11 deprecated; nothing a user could do.
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
@@ -51,10 +53,10 @@ class RunCheckpoints(Checkpoint):
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.add_seconds()
         score = trainer.callback_metrics[self.monitor].item()
         is_best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -62,20 +64,20 @@ class RunCheckpoints(Checkpoint):
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.training:
             self.add_seconds()
             self.save(trainer, "last.ckpt")
 
-    def on_save_checkpoint(  # noqa: D102
+    def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "seconds": self.seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
 
 
@@ -89,7 +91,7 @@ def make_trainer(
     max_steps: int,
     loggers: list[Logger],
 ) -> pl.Trainer:
-    """The trainer of a run folder. ``patience``: validations without a better ``monitor`` before it stops (None: never)."""
+    """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
     callbacks = [RunCheckpoints(folder, monitor, config), RichProgressBar(refresh_rate=20)]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))

@@ -1,0 +1,1 @@
+"""Many runs together: what they found, side by side."""

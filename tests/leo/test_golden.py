@@ -128,7 +128,7 @@ def relative_error(actual, expected):
 
 
 @pytest.mark.parametrize(
-    "key, loss_of", [("grad_instance0", lambda loss: loss[0]), ("grad_batch", lambda loss: loss.mean())]
+    ("key", "loss_of"), [("grad_instance0", lambda loss: loss[0]), ("grad_batch", lambda loss: loss.mean())]
 )
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(case, key, loss_of):
@@ -169,7 +169,7 @@ def test_clipping_and_adam(case):
 
 
 def test_float32_gradients_at_full_size():
-    """Float32 keeps the meta-gradient of every variable within 1e-4, though most standard deviations are at the floor."""
+    """Float32 keeps every variable's meta-gradient within 1e-4, though most standard deviations are at the floor."""
     case = CASES[2]
     exact = gradients(case, lambda loss: loss.mean())
     single = gradients(case, lambda loss: loss.mean(), torch.float32)

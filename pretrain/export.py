@@ -1,0 +1,115 @@
+"""From a trained extractor to the feature files that meta-training reads: ``<features>/<name>/<split>.safetensors``.
+
+A file holds ``features`` float32 [n, D] in the store's order, grouped by class, and ``offsets`` int64 [C + 1]: class c
+is rows offsets[c] to offsets[c + 1]. Everything else is string metadata.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.store import ImageStore
+from pretrain.wide_resnet import WideResNet
+from runner.files import whole_file
+
+FORMAT = "leo-features-1"
+PIXELS = "pixels"
+
+
+class Origin(NamedTuple):
+    """Where features come from: the SHA-256 of the extractor's checkpoint, how images were cropped, the settings."""
+
+    checkpoint: str
+    crop: str
+    config: Mapping[str, Any]
+
+
+def export(
+    network: WideResNet,
+    stores: Iterable[ImageStore],
+    folders: Mapping[int | str, Path],
+    *,
+    to_input: Callable[[Tensor], Tensor],
+    batch_size: int,
+    origin: Origin,
+) -> None:
+    """Writes ``<split>.safetensors`` of every store into the folder of every layer, from one pass over the images.
+
+    ``folders`` is keyed by layer number or by "pixels": the images themselves, scaled to [0, 1] and flattened.
+    ``to_input`` makes the network's input, float [B, C, H, W], of uint8 images [B, H, W, C].
+    """
+    for layer in folders:
+        if isinstance(layer, str) and layer != PIXELS:
+            raise ValueError(f"layer {layer!r} is neither a layer number nor {PIXELS!r}")
+    network.eval()
+    for store in stores:
+        for layer, features in extract(network, store, list(folders), to_input, batch_size).items():
+            write(
+                folders[layer] / f"{store.split}.safetensors",
+                features,
+                store,
+                metadata(network, layer, origin),
+            )
+
+
+@torch.inference_mode()
+def extract(
+    network: WideResNet,
+    store: ImageStore,
+    layers: list[int | str],
+    to_input: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> dict[int | str, Tensor]:
+    """The features [n, D] of all images of ``store`` at each of ``layers``."""
+    device = next(network.parameters()).device
+    numbers = [layer for layer in layers if isinstance(layer, int)]
+    parts: dict[int | str, list[Tensor]] = {layer: [] for layer in layers}
+    batches = store.images.split(batch_size)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for start, images in enumerate(progress.track(batches, description=f"features of {store.split}")):
+            pooled = network.features(to_input(images.to(device)), numbers) if numbers else {}
+            for layer in layers:
+                features = pooled[layer].cpu() if isinstance(layer, int) else images.flatten(1) / 255
+                check_finite(features, layer, start * batch_size, store)
+                parts[layer].append(features)
+    return {layer: torch.cat(rows) for layer, rows in parts.items()}
+
+
+def check_finite(features: Tensor, layer: int | str, start: int, store: ImageStore) -> None:
+    bad = (~features.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        image = start + int(bad[0])
+        name = store.class_names[int(store.labels[image])]
+        raise ValueError(
+            f"the features of image {image} of split {store.split!r} (class {name!r}) at layer {layer} are not "
+            f"finite; train the extractor again with a lower learning rate"
+        )
+
+
+def metadata(network: WideResNet, layer: int | str, origin: Origin) -> dict[str, str]:
+    return {
+        "layer": str(layer),
+        "extractor": "" if layer == PIXELS else network.name,
+        "checkpoint": "" if layer == PIXELS else origin.checkpoint,
+        "crop": origin.crop,
+        "config": json.dumps(origin.config),
+    }
+
+
+def write(path: Path, features: Tensor, store: ImageStore, metadata: dict[str, str]) -> None:
+    tensors = {"features": features, "offsets": store.offsets}
+    about_store = {
+        "format": FORMAT,
+        "split": store.split,
+        "data": store.data,
+        "class_names": json.dumps(store.class_names),
+    }
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=about_store | metadata)

@@ -1,0 +1,50 @@
+"""A check that Hydra does not make: keys of an experiment file that no other configuration knows."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
+
+
+def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted path of each key whose value is not a mapping."""
+    for key in cfg:
+        path = f"{prefix}.{key}".lstrip(".")
+        if (
+            not OmegaConf.is_missing(cfg, key)
+            and not OmegaConf.is_interpolation(cfg, key)
+            and OmegaConf.is_dict(cfg[key])
+        ):
+            yield from key_paths(cfg[key], path)
+        else:
+            yield path
+
+
+def unknown_keys(cfg: DictConfig, base: DictConfig) -> list[str]:
+    """Keys of ``cfg`` that are not in ``base``, unless below a key whose value there is not a mapping."""
+    known = set(key_paths(base))
+    empty = {path for path in known if OmegaConf.select(base, path, default=None, throw_on_missing=False) in (None, {})}
+    return [
+        path
+        for path in key_paths(cfg)
+        if path not in known and not any(path.startswith(f"{parent}.") for parent in empty)
+    ]
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raise where an experiment, hparams or ablation file sets a key that the rest of ``conf`` does not have."""
+    hydra = HydraConfig.get()
+    groups = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra")}
+    choices = {group: "none" if group in OVERRIDING_GROUPS else choice for group, choice in groups.items()}
+    added = [override for override in hydra.overrides.task if override.startswith("+")]
+    base = compose(hydra.job.config_name, [*(f"{group}={choice}" for group, choice in choices.items()), *added])
+    unknown = unknown_keys(cfg, base)
+    if unknown:
+        files = ", ".join(f"{group}/{groups[group]}.yaml" for group in OVERRIDING_GROUPS if groups[group] != "none")
+        close = get_close_matches(unknown[0], list(key_paths(base)), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{files}: {', '.join(unknown)} is set, but no configuration has that key{hint}")
