@@ -47,6 +47,7 @@ def meta_train(cfg: DictConfig) -> float:
             monitor="val/accuracy",
             patience=cfg.patience,
             max_steps=cfg.max_steps,
+            val_every=cfg.val.every,
             loggers=list(instantiate(cfg.logger).values()),
         )
         device = trainer.strategy.root_device

@@ -1,13 +1,13 @@
 """The images of the extractor's training: shuffled batches, and held-out images of the same classes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import DataLoader
 
 from pretrain.store import ImageStore
 
@@ -19,44 +19,43 @@ class ImageBatch(NamedTuple):
     labels: Tensor
 
 
-class Shuffle(Sampler[int]):
-    """``rows`` in an order that ``seed`` and the number of the epoch, asked for at the start, alone decide."""
+class ShuffledBatches:
+    """Endless batches of ``rows`` in shuffled passes, served ``length`` at a time.
 
-    def __init__(self, rows: Tensor, seed: int, epoch: Callable[[], int]) -> None:
-        self.rows = rows
-        self.seed = seed
-        self.epoch = epoch
+    The batch of step s is a function of ``seed`` and s alone, so a run resumed at any step sees what the straight
+    one would have seen. ``step`` tells the step at which an iteration begins; it ends at the next multiple of ``length``.
+    """
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch()]).permutation(len(self.rows))
-        return iter(self.rows[torch.from_numpy(order)].tolist())
-
-
-class Batches:
-    """The images and labels of the rows that ``sampler`` names, ``batch_size`` at a time, read in this process."""
-
-    def __init__(self, store: ImageStore, sampler: Iterable[int], batch_size: int, *, drop_last: bool) -> None:
-        self.images, self.labels = store.images, store.labels
-        self.rows = BatchSampler(sampler, batch_size, drop_last)
+    def __init__(
+        self, store: ImageStore, rows: Tensor, *, batch_size: int, seed: int, length: int, step: Callable[[], int]
+    ) -> None:
+        self.store, self.rows, self.labels = store, rows, store.labels
+        self.batch_size, self.seed, self.length, self.step = batch_size, seed, length, step
+        self.batches_per_pass = len(rows) // batch_size
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.length
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for rows in self.rows:
-            yield ImageBatch(self.images[rows], self.labels[rows])
+        first, order, shuffled = self.step(), torch.empty(0), -1
+        for step in range(first, (first // self.length + 1) * self.length):
+            number, place = divmod(step, self.batches_per_pass)
+            if number != shuffled:
+                permutation = np.random.default_rng([self.seed, number]).permutation(len(self.rows))
+                order, shuffled = self.rows[torch.from_numpy(permutation)], number
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield ImageBatch(self.store.images[batch], self.labels[batch])
 
 
 class TrainImages(LightningDataModule):
     """The train split's images, the last ``num_val_per_class`` of each class held out for validation.
 
-    A resumed run sees the batches that the uninterrupted run would have seen.
+    An epoch, after which validation follows, is ``val_every`` batches.
     """
 
-    def __init__(self, store: ImageStore, *, batch_size: int, num_val_per_class: int, seed: int) -> None:
+    def __init__(
+        self, store: ImageStore, *, batch_size: int, num_val_per_class: int, val_every: int, seed: int
+    ) -> None:
         super().__init__()
         counts = store.offsets.diff()
         smallest = int(counts.argmin())
@@ -72,16 +71,22 @@ class TrainImages(LightningDataModule):
             raise ValueError(f"batch_size={batch_size} is more than the {len(self.train_rows)} training images")
         self.store = store
         self.batch_size = batch_size
+        self.val_every = val_every
         self.seed = seed
 
-    def train_dataloader(self) -> Batches:
-        def epoch() -> int:
-            # By steps: trainer.current_epoch can be one too high in a resumed run with max_steps (Lightning 2.6).
-            assert self.trainer is not None
-            return self.trainer.global_step // len(batches)
+    def train_dataloader(self) -> ShuffledBatches:
+        return ShuffledBatches(
+            self.store,
+            self.train_rows,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            length=self.val_every,
+            step=lambda: self.trainer.global_step,  # type: ignore[union-attr]
+        )
 
-        batches = Batches(self.store, Shuffle(self.train_rows, self.seed, epoch), self.batch_size, drop_last=True)
-        return batches
-
-    def val_dataloader(self) -> Batches:
-        return Batches(self.store, self.val_rows.tolist(), self.batch_size, drop_last=False)
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
+        batches = (
+            ImageBatch(self.store.images[rows], self.store.labels[rows])
+            for rows in self.val_rows.split(self.batch_size)
+        )
+        return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]

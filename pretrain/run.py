@@ -71,7 +71,9 @@ def pretrain(cfg: DictConfig) -> float:
             **{key: instantiate(recipe[key]) for key in ("augment", "optimizer", "schedule")},
             **{key: recipe[key] for key in ("label_smoothing", "mean", "std")},
         )
-        data = TrainImages(stores[0], **{key: recipe[key] for key in ("batch_size", "num_val_per_class", "seed")})
+        data = TrainImages(
+            stores[0], **{key: recipe[key] for key in ("batch_size", "num_val_per_class", "val_every", "seed")}
+        )
         trainer = make_trainer(
             instantiate(cfg.trainer),
             folder,
@@ -79,6 +81,7 @@ def pretrain(cfg: DictConfig) -> float:
             monitor="val/accuracy",
             patience=None,
             max_steps=recipe.max_steps,
+            val_every=recipe.val_every,
             loggers=list(instantiate(cfg.logger).values()),
         )
         outcome = train(trainer, module, data, folder)

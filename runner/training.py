@@ -89,9 +89,15 @@ def make_trainer(
     monitor: str,
     patience: int | None,
     max_steps: int,
+    val_every: int,
     loggers: list[Logger],
 ) -> pl.Trainer:
     """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
+    if max_steps % val_every:
+        raise ValueError(
+            f"max_steps={max_steps} is not a multiple of the {val_every} steps between validations, so its last steps "
+            f"would be lost; try {max_steps - max_steps % val_every or val_every}"
+        )
     callbacks = [RunCheckpoints(folder, monitor, config), RichProgressBar(refresh_rate=20)]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))

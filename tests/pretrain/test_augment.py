@@ -7,9 +7,7 @@ from pretrain.augment import RandomShift, reflect, to_float
 
 
 def test_to_float_scales_each_channel() -> None:
-    images = torch.tensor(
-        [[[[0, 255], [51, 102]]]], dtype=torch.uint8
-    )  # one image of 1x2 pixels, two channels
+    images = torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8)  # one image of 1x2 pixels, two channels
     scaled = to_float(images, mean=torch.tensor([0.5, 0.2]), std=torch.tensor([0.5, 0.1]))
     # Channel 0: 0, 0.2 -> -1, -0.6; channel 1: 1, 0.4 -> 8, 2.
     torch.testing.assert_close(scaled, torch.tensor([[[[-1.0, -0.6]], [[8.0, 2.0]]]]))
@@ -24,9 +22,7 @@ def test_every_image_is_one_of_the_shifts_and_all_shifts_occur() -> None:
     image = torch.arange(2 * 5 * 6, dtype=torch.uint8).reshape(5, 6, 2)
     padded = torch.nn.functional.pad(image.permute(2, 0, 1).float(), (1, 1, 1, 1), mode="reflect")
     windows = [
-        padded[:, top : top + 5, left : left + 6].permute(1, 2, 0).byte()
-        for top in range(3)
-        for left in range(3)
+        padded[:, top : top + 5, left : left + 6].permute(1, 2, 0).byte() for top in range(3) for left in range(3)
     ]
     shifted = RandomShift(max_shift=1)(image.expand(200, -1, -1, -1))
     assert shifted.dtype == torch.uint8
@@ -43,5 +39,5 @@ def test_no_shift_changes_nothing() -> None:
 def test_shifts_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="max_shift=-1 is negative"):
         RandomShift(max_shift=-1)
-    with pytest.raises(ValueError, match="max_shift=4 .* 4x6; choose at most 3"):
+    with pytest.raises(ValueError, match=r"max_shift=4 .* 4x6; choose at most 3"):
         RandomShift(max_shift=4)(torch.zeros(1, 4, 6, 1, dtype=torch.uint8))

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim import SGD
 
 from pretrain.augment import RandomShift
-from pretrain.data import TrainImages
+from pretrain.data import ShuffledBatches, TrainImages
 from pretrain.module import Pretraining, warmup_cosine
 from pretrain.store import ImageStore
 from pretrain.wide_resnet import WideResNet
@@ -39,7 +39,7 @@ def striped_store() -> ImageStore:
 
 
 def build_data(**changes: Any) -> TrainImages:
-    settings = {"batch_size": 4, "num_val_per_class": 2, "seed": 3} | changes
+    settings = {"batch_size": 4, "num_val_per_class": 2, "val_every": 3, "seed": 3} | changes
     return TrainImages(striped_store(), **settings)
 
 
@@ -55,47 +55,59 @@ def build_module(num_steps: int, lr: float = 0.1) -> Pretraining:
     )
 
 
-def build_trainer(folder: Path, max_epochs: int, **changes: Any) -> Trainer:
+def build_trainer(folder: Path, **changes: Any) -> Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
-        "max_epochs": max_epochs,
         "num_sanity_val_steps": 0,
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": folder,
-        "callbacks": [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
     }
     return Trainer(**settings | changes)
 
 
 def test_holds_out_the_last_images_of_each_class() -> None:
     data = build_data()
-    assert data.val_index.tolist() == [6, 7, 11, 12, 18, 19]
-    assert sorted([*data.train_index.tolist(), *data.val_index.tolist()]) == list(range(20))
+    assert data.val_rows.tolist() == [6, 7, 11, 12, 18, 19]
+    assert sorted([*data.train_rows.tolist(), *data.val_rows.tolist()]) == list(range(20))
     batches = list(data.val_dataloader())
     assert [len(batch.labels) for batch in batches] == [4, 2]
     assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_an_epoch_visits_every_training_image_once_and_drops_the_rest(tmp_path: Path) -> None:
+def test_each_pass_visits_every_training_image_once_and_drops_the_rest() -> None:
     data = build_data()
     orders = []
-    for epoch in (0, 1, 0):
-        data.trainer = build_trainer(tmp_path, max_epochs=2)
-        data.trainer.fit_loop.epoch_progress.current.processed = epoch
-        batches = list(data.train_dataloader())
-        assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * len(data.train_dataloader())
+    for first in (0, 3, 0):  # 14 training images make passes of three batches
+        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=3, step=partial(int, first))
+        batches = list(stream)
+        assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * 3
         numbers = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist()
-        assert len(numbers) == len(set(numbers)) == 12  # of 14 training images
-        assert set(numbers) <= set(data.train_index.tolist())
+        assert len(numbers) == len(set(numbers)) == 12
+        assert set(numbers) <= set(data.train_rows.tolist())
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), data.store.labels[numbers])
         orders.append(numbers)
     assert orders[0] != orders[1]
     assert orders[0] == orders[2]
 
 
+@pytest.mark.parametrize("first", [1, 4, 5])
+def test_a_stream_entered_anywhere_gives_the_batches_of_those_steps(first: int) -> None:
+    """Intervals of four batches, passes of three: their borders differ."""
+    data = build_data()
+
+    def images(step: int) -> list[list[int]]:
+        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=4, step=partial(int, step))
+        return [batch.images[:, 0, 0, 0].tolist() for batch in stream]
+
+    straight = images(0) + images(4)
+    end = 4 if first < 4 else 8
+    assert images(first) == straight[first:end]
+
+
 def test_data_that_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="num_val_per_class=5 .* less than the 5 images of class 'b'"):
+    with pytest.raises(ValueError, match=r"num_val_per_class=5 .* less than the 5 images of class 'b'"):
         build_data(num_val_per_class=5)
     with pytest.raises(ValueError, match="num_val_per_class=0 must be at least 1"):
         build_data(num_val_per_class=0)
@@ -114,14 +126,14 @@ def test_warmup_cosine_by_hand() -> None:
     # 1/2 and 2/2 of 0.4, then 0.2 (1 + cos(pi k / 4)) for k = 0 .. 4.
     expected = [0.2, 0.4, 0.4, 0.2 + 0.2 * 2**-0.5, 0.2, 0.2 - 0.2 * 2**-0.5, 0.0]
     assert rates == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(ValueError, match="num_warmup=6 .* less than num_steps=6"):
+    with pytest.raises(ValueError, match=r"num_warmup=6 .* less than num_steps=6"):
         warmup_cosine(optimizer, num_warmup=6, num_steps=6)
 
 
 def test_learns_and_reports(tmp_path: Path) -> None:
     seed_everything(0)
     module = build_module(num_steps=60)
-    trainer = build_trainer(tmp_path, 20, log_every_n_steps=60, check_val_every_n_epoch=20)
+    trainer = build_trainer(tmp_path, max_steps=60, log_every_n_steps=60, check_val_every_n_epoch=20)
     trainer.fit(module, build_data())
     assert trainer.global_step == 60
     metrics = trainer.callback_metrics
@@ -130,22 +142,33 @@ def test_learns_and_reports(tmp_path: Path) -> None:
     assert metrics["val/loss"] < 0.5
 
 
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    seed_everything(0)
-    straight = build_module(num_steps=12)
-    build_trainer(tmp_path, 4).fit(straight, build_data())
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_steps": 12}], ids=str)
+@pytest.mark.parametrize("when", ["after validation", "at the end of the epoch"])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, limit: dict[str, int], when: str) -> None:
+    def run(seed: int, checkpoint: Path | None) -> Pretraining:
+        seed_everything(seed)
+        module = build_module(num_steps=12)
+        save = ModelCheckpoint(
+            tmp_path,
+            filename="{epoch}",
+            save_top_k=-1,
+            save_on_train_epoch_end=when == "at the end of the epoch",
+        )
+        trainer = build_trainer(tmp_path, callbacks=[save], **limit)
+        trainer.fit(module, build_data(), ckpt_path=checkpoint, weights_only=True)
+        assert trainer.global_step == 12
+        return module
 
-    seed_everything(1)  # another start and other draws: all that matters must come from the checkpoint
-    resumed = build_module(num_steps=12)
-    build_trainer(tmp_path / "resumed", 4).fit(
-        resumed, build_data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True
-    )
+    straight = run(seed=0, checkpoint=None)
+    # Another start and other draws: all that matters must come from the checkpoint.
+    resumed = run(seed=1, checkpoint=tmp_path / "epoch=1.ckpt")
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_a_diverged_run_stops(tmp_path: Path) -> None:
     seed_everything(0)
-    trainer = build_trainer(tmp_path, 20, log_every_n_steps=1)
+    trainer = build_trainer(tmp_path, max_steps=60, log_every_n_steps=1)
     with pytest.raises(ValueError, match=r"train/loss is (nan|inf) at step \d+; lower the learning rate"):
         trainer.fit(build_module(num_steps=60, lr=1e20), build_data())

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.wide_resnet import WideResNet
 
@@ -22,23 +22,17 @@ def build(**changes: Any) -> WideResNet:
     return WideResNet(**settings | changes)
 
 
-def convolutions_in_order(network: WideResNet, images: Tensor) -> list[nn.Conv2d]:
-    """Every convolution in the order in which a pass runs it, except that a shortcut runs just before or after."""
-    seen: list[nn.Conv2d] = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda conv, _inputs, _output: seen.append(conv))
-    network(images)
-    return seen
-
-
 @pytest.mark.parametrize("depth", [10, 16, 28])
 def test_the_name_counts_the_convolutions(depth: int) -> None:
-    network = build(depth=depth)
-    listed = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    assert len(listed) == depth
-    assert set(convolutions_in_order(network, torch.zeros(1, 1, 8, 8))) == set(listed)
-    shortcuts = [layer for layer, conv in enumerate(listed, start=1) if conv.kernel_size == (1, 1)]
+    network = build(depth=depth).eval()
+    run: list[nn.Module] = []
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        convolution.register_forward_hook(lambda module, _inputs, _output: run.append(module))
+    network(torch.zeros(1, 1, 8, 8))
+    assert len(convolutions) == len(run) == depth
+    assert set(convolutions) == set(run)
+    shortcuts = [layer for layer, conv in enumerate(convolutions, start=1) if conv.kernel_size == (1, 1)]
     assert tuple(shortcuts) == network.shortcut_layers
 
 
@@ -79,12 +73,12 @@ def num_parameters(**settings: int) -> int:
 def test_features_are_the_modules_applied_by_hand() -> None:
     torch.manual_seed(0)
     network = build(depth=16).eval()
-    for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.uniform_(-1, 1)
-            norm.running_var.uniform_(0.5, 2)
+    for name, buffer in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 2)
     images = torch.randn(2, 1, 8, 8)
-    first, second, third = network.blocks[:3]
+    blocks: list[Any] = list(network.blocks)
+    first, second, third = blocks[:3]
     by_hand = {}
     stem = network.stem(images)
     by_hand[1] = active = F.relu(first.norm1(stem))
@@ -115,10 +109,11 @@ def test_the_classifier_reads_the_penultimate_features() -> None:
 def test_a_pass_ends_after_the_last_layer_asked_for() -> None:
     network = build()
     run: list[nn.Module] = []
-    for block in network.blocks:
+    blocks: list[Any] = list(network.blocks)
+    for block in blocks:
         block.conv1.register_forward_hook(lambda conv, _inputs, _output: run.append(conv))
     network.features(torch.zeros(1, 1, 8, 8), [3, 1])
-    assert run == [network.blocks[0].conv1]
+    assert run == [blocks[0].conv1]
 
 
 def test_strides_take_80_pixels_to_10() -> None:
