@@ -5,10 +5,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from leo.episodes import TaskIndices, sample_tasks
 from leo.features import FeatureTable
+from leo.learner import Learner
 
 TASKS_PER_CHUNK = 500
 
@@ -27,7 +28,7 @@ class Scorer:
     images of a class meet the classifiers of all tasks that contain it in one matrix product.
     """
 
-    def __init__(self, learner: nn.Module, table: FeatureTable, num_shot: int) -> None:
+    def __init__(self, learner: Learner, table: FeatureTable, num_shot: int) -> None:
         assert not learner.training
         self.learner, self.table, self.num_shot = learner, table, num_shot
         with torch.no_grad():
@@ -70,7 +71,7 @@ def fixed_tasks(table: FeatureTable, num_tasks: int, num_way: int, num_shot: int
     ]
 
 
-def evaluate(learner: nn.Module, table: FeatureTable, chunks: list[TaskIndices], num_shot: int) -> Scores:
+def evaluate(learner: Learner, table: FeatureTable, chunks: list[TaskIndices], num_shot: int) -> Scores:
     """The scores of all tasks of ``chunks``, with a progress bar."""
     scorer = Scorer(learner.eval(), table, num_shot)
     scores = [scorer(tasks) for tasks in track(chunks, description="test")]

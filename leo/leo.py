@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from leo import objective, softmax
 from leo.dropout import dropout
 from leo.episodes import Tasks
+from leo.learner import Learner
 from leo.networks import Decoder, Gaussian, RelationNetwork, glorot_linear, stddev
 
 
@@ -33,7 +34,7 @@ class Adaptation(NamedTuple):
         return self.finetuned[-1]
 
 
-class LEO(nn.Module):
+class LEO(Learner):
     """LEO: encode a task to latent codes, take gradient steps there, decode, fine-tune the weights.
 
     Algorithm 1's inner loops are written with the gradient of the support loss in closed form, so that one ordinary
@@ -92,10 +93,6 @@ class LEO(nn.Module):
         if num_finetune_steps:
             self.finetune_lr = nn.Parameter(torch.full((num_features,), float(finetune_lr)))
 
-    def embed(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
-        """LEO's classifier is linear in the features themselves."""
-        return x
-
     def adapt(
         self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "B N D"]:
@@ -108,10 +105,13 @@ class LEO(nn.Module):
             return None
         num_tasks, num_way, num_shot, num_features = support.shape
         num_codes = num_shot if self.latents == "example" else 1
-        like = {"dtype": support.dtype, "device": support.device, "generator": generator}
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=support.dtype, device=support.device, generator=generator)
+
         return Noise(
-            torch.randn(num_tasks, num_way, num_codes, self.num_latents, **like),
-            torch.randn(num_tasks, self.num_latent_steps + 1, num_way, num_codes, num_features, **like),
+            normal(num_tasks, num_way, num_codes, self.num_latents),
+            normal(num_tasks, self.num_latent_steps + 1, num_way, num_codes, num_features),
         )
 
     def encode(self, support: Float[Tensor, "B N K D"]) -> Gaussian:

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from leo import objective, softmax
 from leo.episodes import Tasks
+from leo.learner import Learner
 
 
-class MetaSGD(nn.Module):
+class MetaSGD(Learner):
     """A learned initial classifier and a learned rate for each of its weights; gradients go through every step.
 
     Args:
@@ -23,10 +24,6 @@ class MetaSGD(nn.Module):
         self.num_features, self.num_steps, self.l2_weight = num_features, num_steps, l2_weight
         self.initial_weights = nn.Parameter(torch.zeros(num_way, num_features))
         self.inner_lr = nn.Parameter(torch.full((num_way, num_features), float(inner_lr)))
-
-    def embed(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
-        """The classifier is linear in the features themselves."""
-        return x
 
     def adapt(
         self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None

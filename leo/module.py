@@ -12,6 +12,7 @@ from leo.clipping import clip_gradients
 from leo.episodes import TaskIndices, Tasks, TaskStream
 from leo.evaluate import Scorer
 from leo.features import FeatureTable, Normalizer
+from leo.learner import Learner
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
@@ -23,22 +24,22 @@ class MetaLearning(pl.LightningModule):
     of learned rates every ``log_every_n_steps``; ``val/accuracy`` and ``val/loss`` at each validation.
 
     Args:
-        learner: a module with ``embed``, ``adapt`` and ``meta_loss``.
+        learner: what is trained.
         normalizer: fitted to the training features; kept here so that the checkpoint carries it.
         optimizer, schedule: called with the parameters, and with the optimiser (None: a constant rate).
-        clip_value, clip_norm: see ``leo.clipping``.
+        clip_value, clip_norm: see ``leo.clipping``. As the optimiser, None only for a learner that is not trained.
         seed: of all noise of training; its generator lies on the device of training.
     """
 
     def __init__(
         self,
-        learner: nn.Module,
+        learner: Learner,
         normalizer: Normalizer,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
-        clip_value: float,
-        clip_norm: float,
+        clip_value: float | None,
+        clip_norm: float | None,
         seed: int,
     ) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class MetaLearning(pl.LightningModule):
 
     def training_step(self, batch: Tasks, batch_idx: int) -> Tensor:
         """Eq. 6 on a batch of tasks."""
+        assert self.generator is not None
         terms = self.learner.meta_loss(batch, self.generator)
         if not terms["loss"].isfinite():
             shown = ", ".join(f"{name} {value.item():.6g}" for name, value in terms.items())
@@ -58,7 +60,7 @@ class MetaLearning(pl.LightningModule):
                 f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
             )
         self.last_finite_loss = terms["loss"].item()
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rates = {
                 name: parameter.detach().mean()
                 for name, parameter in self.learner.named_parameters()
@@ -70,10 +72,13 @@ class MetaLearning(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip as the released code does; Lightning's own clipping is not used."""
+        assert self.clip_value is not None
+        assert self.clip_norm is not None
         clip_gradients(self.learner.parameters(), self.clip_value, self.clip_norm)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with its schedule stepped at every update."""
+        assert self.make_optimizer is not None
         optimizer = self.make_optimizer(self.learner.parameters())
         if self.make_schedule is None:
             return optimizer
@@ -117,17 +122,9 @@ class TaskData(pl.LightningDataModule):
         self.num_shot = stream.num_shot
 
     def train_dataloader(self) -> TaskStream:
-        """Endless, in epochs of one validation interval."""
+        """Endless, in epochs of one validation interval; Lightning keeps its place in the checkpoint."""
         return self.stream
 
     def val_dataloader(self) -> DataLoader[TaskIndices]:
         """The same tasks at each validation, a chunk at a time."""
         return DataLoader(self.val_tasks, batch_size=None)  # type: ignore[arg-type]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream, which a checkpoint keeps."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at that place."""
-        self.stream.load_state_dict(state_dict)

@@ -39,11 +39,11 @@ class RelationNetwork(nn.Module):
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(glorot_linear(2 * num_latents, 2 * num_latents) for _ in range(3))
+        self.first, self.second, self.third = (glorot_linear(2 * num_latents, 2 * num_latents) for _ in range(3))
 
     def forward(self, codes: Float[Tensor, "B N K Z"]) -> Gaussian:
         """The distribution of each class's latent code, [B, N, Z]."""
-        first, second, third = (layer.weight for layer in self.layers)
+        first, second, third = self.first.weight, self.second.weight, self.third.weight
         num_latents = codes.shape[-1]
         pair = codes.flatten(1, 2)  # [B, NK, Z]
         left, right = pair @ first[:, :num_latents].T, pair @ first[:, num_latents:].T

@@ -7,10 +7,11 @@ from torch.nn.functional import normalize
 
 from leo import objective, softmax
 from leo.episodes import Tasks
+from leo.learner import Learner
 from leo.networks import glorot_linear
 
 
-class NearestCentroid(nn.Module):
+class NearestCentroid(Learner):
     """Cosine similarity to the mean of a class's unit-length support features. Nothing is learned.
 
     Args:

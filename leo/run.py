@@ -57,16 +57,11 @@ def meta_train(cfg: DictConfig) -> float:
             training = concatenate([tables[split] for split in cfg.train_splits])
             outcome = train(trainer, module, task_data(cfg, training, tables["val"], val_tasks), folder)
             load_weights(module, outcome.checkpoint, cfg)
-            trained = {"val_accuracy": outcome.score, "num_steps": outcome.num_steps, "seconds": outcome.seconds}
-            trained["checkpoint"] = str(outcome.checkpoint)
+            trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
             scores = evaluate(module.to(device).learner, tables["val"], val_tasks, cfg.num_shot)
-            trained = {
-                "val_accuracy": scores.accuracy.mean().item(),
-                "num_steps": 0,
-                "seconds": 0.0,
-                "checkpoint": None,
-            }
+            score = scores.accuracy.mean().item()
+            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "checkpoint": None}
         return test(cfg, module.to(device), tables["test"], trained, config)["val_accuracy"]
 
 
@@ -78,7 +73,7 @@ def test_checkpoint(cfg: DictConfig) -> float:
     checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
     config = run_config(cfg, tables)
     score = max(state["best_score"] for name, state in checkpoint["callbacks"].items() if name == "RunCheckpoints")
-    trained = {"val_accuracy": score, "num_steps": checkpoint["global_step"], "seconds": None}
+    trained = {"score": score, "num_steps": checkpoint["global_step"], "seconds": None}
     with run_folder(Path(cfg.run_dir), config):
         return test(cfg, module, scaled(module, tables["test"]), trained | {"checkpoint": cfg.checkpoint}, config)[
             "accuracy"
@@ -103,7 +98,7 @@ def test(
         "accuracy": scores.accuracy.mean().item(),
         "interval95": interval95(scores.accuracy),
         "loss": scores.loss.mean().item(),
-        "val_accuracy": trained["val_accuracy"],
+        "val_accuracy": trained["score"],
         "num_steps": trained["num_steps"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
@@ -166,7 +161,8 @@ def run_config(cfg: DictConfig, tables: dict[str, FeatureTable]) -> dict[str, An
     """What a run's numbers follow from: the resolved configuration, less what only shows them, and the features."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    shown = {key: value for key, value in config.items() if key not in ("stage", "logger", "run_dir", "report")}
+    free = ("stage", "logger", "run_dir", "checkpoint", "threads")
+    shown = {str(key): value for key, value in config.items() if key not in free}
     return shown | {"features_origin": {key: value for key, value in tables["train"].origin.items() if key != "config"}}
 
 

@@ -22,8 +22,8 @@ class ImageBatch(NamedTuple):
 class ShuffledBatches:
     """Endless batches of ``rows`` in shuffled passes, served ``length`` at a time.
 
-    The batch of step s is a function of ``seed`` and s alone, so a run resumed at any step sees what the straight
-    one would have seen. ``step`` tells the step at which an iteration begins; it ends at the next multiple of ``length``.
+    The batch of step s is a function of ``seed`` and s alone, so a resumed run sees what the straight one
+    would have seen. ``step`` tells the step at which an iteration begins; it ends at the next multiple of ``length``.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
 
 def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """The dotted path of each key whose value is not a mapping."""
-    for key in cfg:
+    for key in map(str, cfg):
         path = f"{prefix}.{key}".lstrip(".")
         if (
             not OmegaConf.is_missing(cfg, key)
@@ -27,6 +27,7 @@ def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 def unknown_keys(cfg: DictConfig, base: DictConfig) -> list[str]:
     """Keys of ``cfg`` that are not in ``base``, unless below a key whose value there is not a mapping."""
     known = set(key_paths(base))
+    known |= {path.rpartition(".")[0] for path in known}  # a section may be replaced by null
     empty = {path for path in known if OmegaConf.select(base, path, default=None, throw_on_missing=False) in (None, {})}
     return [
         path

@@ -34,14 +34,14 @@ class Trained(NamedTuple):
 
 
 class RunCheckpoints(Checkpoint):
-    """``last.ckpt`` at the end of each epoch and on SIGTERM, ``best.ckpt`` where ``monitor`` is highest.
+    """``last.ckpt`` after each validation and on SIGTERM, ``best.ckpt`` where ``monitor`` is highest.
 
     Files appear whole. Also adds up the seconds of training over interruptions, and adds ``config`` to checkpoints.
     """
 
     def __init__(self, folder: Path, monitor: str, config: dict[str, Any]) -> None:
         self.folder, self.monitor, self.config = folder, monitor, config
-        self.best_score, self.seconds = float("-inf"), 0.0
+        self.best_score, self.seconds, self.since = float("-inf"), 0.0, 0.0
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
         """Write ``name`` in the run folder."""
@@ -56,7 +56,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.add_seconds()
         score = trainer.callback_metrics[self.monitor].item()
         is_best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -65,7 +65,8 @@ class RunCheckpoints(Checkpoint):
         self.save(trainer, "last.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.training:
+        # Half a validation cannot be resumed: then the checkpoint of the one before it stands.
+        if isinstance(exception, SIGTERMException) and not trainer.validating:
             self.add_seconds()
             self.save(trainer, "last.ckpt")
 
@@ -100,7 +101,7 @@ def make_trainer(
         )
     callbacks = [RunCheckpoints(folder, monitor, config), RichProgressBar(refresh_rate=20)]
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
     return partial_trainer(
         callbacks=callbacks,
         logger=[CSVLog(folder), *loggers],

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 METHODS = {
     "leo.prototypes.NearestCentroid": "nearest centroid",
-    "leo.prototypes.LinearPrototypes": "prototypes, learned linear map",
+    "leo.prototypes.LinearPrototypes": "linear prototypes",
     "leo.meta_sgd.MetaSGD": "Meta-SGD",
     "leo.leo.LEO": "LEO",
 }
@@ -72,24 +72,26 @@ def collect(runs: Path, select: str) -> list[Row]:
 
 def table(rows: list[Row]) -> Table:
     """The rows by increasing accuracy."""
-    shown = Table(caption="interval: 95 % over the tasks of a run; s.d.: standard deviation over seeds")
-    for column, align in (
-        ("method", "left"), ("features", "left"), ("task", "left"), ("test accuracy %", "right"),
-        ("interval", "right"), ("s.d.", "right"), ("seeds", "right"), ("seconds", "right"),
-    ):  # fmt: skip
-        shown.add_column(column, justify=align)  # type: ignore[arg-type]
+    shown = Table(
+        title=f"{', '.join(sorted({row.results[0]['data'] for row in rows}))}: accuracy on held-out classes",
+        caption="task: ways and shots; interval: 95 % over a run's tasks; s.d.: over seeds; seconds: training and test",
+    )
+    several = any(row.std_over_seeds is not None for row in rows)
+    shown.add_column("method", no_wrap=True)
+    shown.add_column("features")
+    for column in ("task", "test %", "interval", *(("s.d. (seeds)",) if several else ()), "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: (row.results[0]["num_shot"], row.accuracy)):
         first = row.results[0]
         method = METHODS.get(first["config"]["model"]["learner"]["_target_"], row.experiment)
         seconds = statistics.mean(sum(filter(None, result["seconds"].values())) for result in row.results)
         shown.add_row(
             method if row.ablation == "none" else f"{method}, {row.ablation.replace('_', ' ')}",
-            f"{first['data']}, {'pixels' if first['layer'] == 'pixels' else 'layer ' + first['layer']}",
-            f"{first['num_way']}-way {first['num_shot']}-shot",
+            "pixels" if first["layer"] == "pixels" else f"layer {first['layer']}",
+            f"{first['num_way']}w {first['num_shot']}s",
             f"{100 * row.accuracy:.2f}",
             f"+- {100 * row.interval95:.2f}",
-            "" if row.std_over_seeds is None else f"{100 * row.std_over_seeds:.2f}",
-            str(len(row.results)),
+            *((f"{100 * (row.std_over_seeds or 0):.2f} ({len(row.results)})",) if several else ()),
             f"{seconds:.0f}",
         )
     return shown

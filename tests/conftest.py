@@ -1,5 +1,54 @@
-"""One thread: the tensors of the tests are small."""
+"""Configurations composed as train.py composes them, on toy features, one thread."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+import train  # noqa: F401  (registers the resolver that the configuration uses)
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def composed(tmp_path):
+    """A function from overrides to the configuration; its folders are below ``tmp_path``."""
+
+    def make(*overrides):
+        folders = [f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs")]
+        cfg = compose("train", [*folders, f"run_dir={tmp_path / 'run'}", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield make
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def toy_overrides(tmp_path):
+    """Overrides for a small LEO that trains in a second on toy features in ``tmp_path / "toy"``."""
+    from tests.leo.tables import write_splits
+
+    write_splits(tmp_path / "toy")
+    return [
+        "data.source=null",
+        f"features.folder={tmp_path / 'toy'}",
+        "num_way=3",
+        "num_query=4",
+        "tasks_per_batch=4",
+        "max_steps=40",
+        "val.every=20",
+        "val.num_tasks=30",
+        "test.num_tasks=40",
+        "model.learner.num_latents=4",
+        "model.learner.dropout=0.2",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=10",
+    ]

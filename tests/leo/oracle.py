@@ -27,9 +27,9 @@ def class_codes(leo, support):
         per_pair = []
         for right in codes:
             h = torch.cat([left, right])
-            h = torch.relu(leo.relation.layers[0].weight @ h)
-            h = torch.relu(leo.relation.layers[1].weight @ h)
-            per_pair.append(leo.relation.layers[2].weight @ h)
+            h = torch.relu(leo.relation.first.weight @ h)
+            h = torch.relu(leo.relation.second.weight @ h)
+            per_pair.append(leo.relation.third.weight @ h)
         outputs.append(torch.stack(per_pair).mean(0))
     by_class = torch.stack(outputs).reshape(num_way, num_shot, -1).mean(1)
     return by_class[:, : leo.num_latents], by_class[:, leo.num_latents :]

@@ -17,9 +17,9 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["case_a_5way1shot", "case_c_3way2shot", "case_d_5way1shot_full"]
 VARIABLES = {
     "encoder_w": "encoder.weight",
-    "relation_w0": "relation.layers.0.weight",
-    "relation_w1": "relation.layers.1.weight",
-    "relation_w2": "relation.layers.2.weight",
+    "relation_w0": "relation.first.weight",
+    "relation_w1": "relation.second.weight",
+    "relation_w2": "relation.third.weight",
     "decoder_w": "decoder.linear.weight",
     "inner_lr": "latent_lr",
     "finetuning_lr": "finetune_lr",

@@ -1,0 +1,30 @@
+"""What meta-training and testing ask of a method."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from leo.episodes import Tasks
+
+
+class Learner(nn.Module, ABC):
+    """A method that turns a task's support into a classifier, linear in the space of ``embed``."""
+
+    def embed(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any E"]:
+        """The space in which the classifier is linear, the same for every task: here, the features themselves."""
+        return x
+
+    @abstractmethod
+    def adapt(
+        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B N E"]:
+        """One weight vector for each class; the score of x is its product with ``embed(x)``.
+
+        ``generator`` draws what a learner samples in training.
+        """
+
+    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
+        """What meta-training minimises, ``loss``, beside its terms and ``accuracy``; means over the tasks."""
+        raise TypeError(f"{type(self).__name__} has nothing to train")

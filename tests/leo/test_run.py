@@ -1,0 +1,133 @@
+"""Meta-training and testing in this process: results, checkpoints that do not fit, losses that are not finite."""
+
+import json
+
+import pytest
+import torch
+
+from leo.evaluate import evaluate, fixed_tasks
+from leo.features import load_splits
+from leo.run import TEST_SEED, build, load_weights, meta_train, scaled, test_checkpoint
+from tests.leo.tables import make_table, write_features
+
+run_stage_test = test_checkpoint
+del test_checkpoint  # pytest would take it for a test
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The number of training batches:UserWarning", "ignore:.*does not have many workers:UserWarning"
+)
+
+
+def test_the_result_is_the_best_checkpoints(tmp_path, composed, toy_overrides):
+    cfg = composed(*toy_overrides)
+    val_accuracy = meta_train(cfg)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    checkpoint = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
+    module = build(cfg, load_splits(tmp_path / "toy"))
+    module.load_state_dict(checkpoint["state_dict"])
+    table = scaled(module, load_splits(tmp_path / "toy")["test"])
+    scores = evaluate(module.learner, table, fixed_tasks(table, 40, 3, 1, TEST_SEED), 1)
+    assert result["accuracy"] == pytest.approx(scores.accuracy.mean().item())
+    assert result["val_accuracy"] == val_accuracy
+    assert result["num_steps"] == 40
+    assert result["checkpoint"] == str(tmp_path / "run" / "best.ckpt")
+    assert result["seconds"]["train"] > 0
+    assert checkpoint["config"] == result["config"]
+    assert checkpoint["config"]["features_origin"]["checkpoint"] == "abc"
+
+
+def test_stage_test_finds_the_same_accuracy(tmp_path, composed, toy_overrides):
+    meta_train(composed(*toy_overrides))
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
+    cfg = composed(*toy_overrides, f"checkpoint={tmp_path / 'run' / 'best.ckpt'}", f"run_dir={tmp_path / 'tested'}")
+    assert run_stage_test(cfg) == trained["accuracy"]
+    assert json.loads((tmp_path / "tested" / "result.json").read_text())["val_accuracy"] == trained["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["experiment=glyphs_1shot_meta_sgd"],
+            "holds a leo.leo.LEO, the configuration asks for a leo.meta_sgd.MetaSGD",
+        ),
+        (
+            ["features.normalize=l2"],
+            "was trained with features.normalize=standardize, .* asks for l2; add features.norm",
+        ),
+        (["model.learner.num_latents=5"], "does not fit the configured learner: .*size mismatch"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, composed, toy_overrides, overrides, message):
+    meta_train(composed(*toy_overrides))
+    kept = [o for o in toy_overrides if "meta_sgd" not in str(overrides) or not o.startswith("model.learner")]
+    cfg = composed(*kept, *overrides)
+    module = build(cfg, load_splits(tmp_path / "toy"))
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        load_weights(module, tmp_path / "run" / "best.ckpt", cfg)
+
+
+def test_features_of_another_width_are_refused(tmp_path, composed, toy_overrides):
+    meta_train(composed(*toy_overrides))
+    for seed, split in enumerate(("train", "val", "test")):
+        write_features(tmp_path / "wide", split, make_table([8] * 6, 9, seed))
+    cfg = composed(*toy_overrides, f"features.folder={tmp_path / 'wide'}")
+    with pytest.raises(ValueError, match="was trained on features of width 8, .*wide holds width 9"):
+        load_weights(build(cfg, load_splits(tmp_path / "wide")), tmp_path / "run" / "best.ckpt", cfg)
+
+
+def test_a_missing_or_foreign_checkpoint_is_refused(tmp_path, composed, toy_overrides):
+    cfg = composed(*toy_overrides)
+    module = build(cfg, load_splits(tmp_path / "toy"))
+    with pytest.raises(FileNotFoundError, match=r"none.ckpt is missing; meta-training writes it"):
+        load_weights(module, tmp_path / "none.ckpt", cfg)
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text.ckpt is not a checkpoint of this project, or is damaged"):
+        load_weights(module, tmp_path / "text.ckpt", cfg)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, composed, toy_overrides):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "hostile.ckpt")
+    cfg = composed(*toy_overrides)
+    with pytest.raises(ValueError, match=r"hostile.ckpt is not a checkpoint of this project"):
+        load_weights(build(cfg, load_splits(tmp_path / "toy")), tmp_path / "hostile.ckpt", cfg)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_terms(composed, toy_overrides):
+    message = r"not finite at step \d+ \(loss (nan|inf).*query_loss .*kl .*last finite loss .*lower the learning rate"
+    with pytest.raises(ValueError, match=message):
+        meta_train(composed(*toy_overrides, "model.learner.latent_lr=1e30", "model.optimizer.lr=10"))
+
+
+def test_steps_that_validation_would_miss_are_refused(composed, toy_overrides):
+    with pytest.raises(ValueError, match="max_steps=41 is not a multiple of the 20 steps between validations.* try 40"):
+        meta_train(composed(*toy_overrides, "max_steps=41"))
+
+
+def test_training_on_train_and_val_uses_both(composed, toy_overrides, tmp_path):
+    cfg = composed(*toy_overrides, "train_splits=[train,val]")
+    meta_train(cfg)
+    module = build(cfg, load_splits(tmp_path / "toy"))
+    tables = load_splits(tmp_path / "toy")
+    both = torch.cat([tables["train"].features, tables["val"].features])
+    torch.testing.assert_close(module.normalizer.mean, both.mean(0))
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(composed, toy_overrides, tmp_path):
+    meta_train(composed(*toy_overrides, "max_steps=400", "patience=2", "model.optimizer.lr=1e-9"))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["num_steps"] == 60  # one best validation, two without a better one
+
+
+def test_nearest_centroid_needs_no_training(composed, toy_overrides, tmp_path):
+    kept = [override for override in toy_overrides if not override.startswith(("model.", "max_steps"))]
+    meta_train(composed("experiment=glyphs_1shot_centroid_mid_level", *kept))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["checkpoint"] is None
+    assert result["num_steps"] == 0
+    assert result["accuracy"] > 0.5
