@@ -1,0 +1,91 @@
+"""Run folders, logs and files."""
+
+import csv
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from runner.csv_log import CSVLog
+from runner.files import sha256, whole_file, write_text
+from runner.folder import differences, run_folder
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_log_appends_and_a_resumed_run_drops_what_it_will_log_again(tmp_path):
+    log = CSVLog(tmp_path)
+    log.log_metrics({"train/loss": 0.1 + 0.2, "epoch": 0}, step=9)
+    CSVLog(tmp_path).log_metrics({"train/loss": 2.5, "val/accuracy": 0.5}, step=19)
+    assert read(log.path) == [
+        ["step", "name", "value"],
+        ["9", "train/loss", "0.30000000000000004"],
+        ["19", "train/loss", "2.5"],
+        ["19", "val/accuracy", "0.5"],
+    ]
+    with log.path.open("a") as file:
+        file.write("29,train/lo")  # as a kill leaves it
+    log.keep_steps_before(19)
+    assert read(log.path) == [["step", "name", "value"], ["9", "train/loss", "0.30000000000000004"]]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    with pytest.raises(KeyError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert list(path.parent.iterdir()) == []
+    write_text(path, "first")
+    with pytest.raises(KeyError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path):
+    path = tmp_path / "file"
+    with whole_file(path) as partial:
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    write_text(tmp_path / "abc", "abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_differences_name_the_keys_on_either_side():
+    recorded = {"a": 1, "b": {"c": 2, "d": [1]}, "gone": 0}
+    requested = {"a": 1, "b": {"c": 3, "d": [1]}, "new": 5}
+    assert differences(recorded, requested) == ["b.c: 2 -> 3", "gone: 0 -> None", "new: None -> 5"]
+
+
+def test_a_folder_keeps_its_configuration(tmp_path):
+    with run_folder(tmp_path / "run", {"seed": 0, "lr": 1e-3}):
+        pass
+    with run_folder(tmp_path / "run", {"seed": 0, "lr": 1e-3}):
+        pass
+    message = r"holds a run with other settings \(lr: 0.001 -> 0.1\); delete it, or give .* run_dir="
+    with pytest.raises(ValueError, match=message), run_folder(tmp_path / "run", {"seed": 0, "lr": 0.1}):
+        pass
+
+
+def test_a_folder_serves_one_process_at_a_time(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from runner.folder import run_folder\n"
+        "with run_folder(Path(sys.argv[1]), {}): pass"
+    )
+    with run_folder(tmp_path / "run", {}):
+        other = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True, check=False
+        )
+    assert other.returncode == 1
+    assert "run is in use by another process; wait for it or stop it" in other.stderr
