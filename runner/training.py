@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -99,14 +100,17 @@ def make_trainer(
             f"max_steps={max_steps} is not a multiple of the {val_every} steps between validations, so its last steps "
             f"would be lost; try {max_steps - max_steps % val_every or val_every}"
         )
-    callbacks = [RunCheckpoints(folder, monitor, config), RichProgressBar(refresh_rate=20)]
+    callbacks = [
+        RunCheckpoints(folder, monitor, config),
+        RichProgressBar(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g")),
+    ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
     return partial_trainer(
         callbacks=callbacks,
         logger=[CSVLog(folder), *loggers],
         max_steps=max_steps,
-        max_epochs=-1,
+        max_epochs=max_steps // val_every,
         default_root_dir=folder,
         num_sanity_val_steps=0,
         enable_model_summary=False,

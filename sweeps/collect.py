@@ -41,6 +41,12 @@ class Row(NamedTuple):
         return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
     @property
+    def spread(self) -> str:
+        """The standard deviation over seeds in percent, and their number; empty for one seed."""
+        deviation = self.std_over_seeds
+        return "" if deviation is None else f"{100 * deviation:.2f} ({len(self.results)})"
+
+    @property
     def interval95(self) -> float:
         """The widest 95 % interval over tasks of a single run, a different thing."""
         return max(result["interval95"] for result in self.results)
@@ -74,7 +80,7 @@ def table(rows: list[Row]) -> Table:
     """The rows by increasing accuracy."""
     shown = Table(
         title=f"{', '.join(sorted({row.results[0]['data'] for row in rows}))}: accuracy on held-out classes",
-        caption="task: ways and shots; interval: 95 % over a run's tasks; s.d.: over seeds; seconds: training and test",
+        caption="task: ways and shots; interval: 95 % over a run's tasks; s.d.: over seeds; seconds: train + test",
     )
     several = any(row.std_over_seeds is not None for row in rows)
     shown.add_column("method", no_wrap=True)
@@ -91,7 +97,7 @@ def table(rows: list[Row]) -> Table:
             f"{first['num_way']}w {first['num_shot']}s",
             f"{100 * row.accuracy:.2f}",
             f"+- {100 * row.interval95:.2f}",
-            *((f"{100 * (row.std_over_seeds or 0):.2f} ({len(row.results)})",) if several else ()),
+            *((row.spread,) if several else ()),
             f"{seconds:.0f}",
         )
     return shown

@@ -33,6 +33,9 @@ def test_the_result_is_the_best_checkpoints(tmp_path, composed, toy_overrides):
     assert result["checkpoint"] == str(tmp_path / "run" / "best.ckpt")
     assert result["seconds"]["train"] > 0
     assert checkpoint["config"] == result["config"]
+    last = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["last_epoch"] == 40  # the schedule counts updates
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
     assert checkpoint["config"]["features_origin"]["checkpoint"] == "abc"
 
 
