@@ -66,8 +66,7 @@ class MetaLearning(pl.LightningModule):
                 for name, parameter in self.learner.named_parameters()
                 if name.endswith("_lr")
             }
-            shown = {f"train/{name}": value.detach() for name, value in (terms | rates).items()}
-            self.log_dict(shown, prog_bar=True)
+            self.log_dict({f"train/{name}": value.detach() for name, value in (terms | rates).items()}, prog_bar=True)
         return terms["loss"]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
