@@ -4,8 +4,10 @@ import os
 import sys
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import check_keys
 
@@ -22,10 +24,11 @@ def main(cfg: DictConfig) -> float | None:
         for task in cfg.stage.tasks:
             outcome = get_method(task)(cfg)
         return outcome
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, OmegaConfBaseException, InstantiationException) as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        sys.exit(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where)")
+        said = error.__cause__ if isinstance(error, InstantiationException) else error
+        sys.exit(f"error: {said}\n(HYDRA_FULL_ERROR=1 shows where)")
 
 
 if __name__ == "__main__":

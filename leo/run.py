@@ -32,6 +32,9 @@ def meta_train(cfg: DictConfig) -> float:
     tables = load_splits(Path(cfg.features.folder))
     check_sizes(cfg, tables)
     module, config, folder = build(cfg, tables), run_config(cfg, tables), Path(cfg.run_dir)
+    is_trained = next(module.learner.parameters(), None) is not None
+    if is_trained and cfg.max_steps < cfg.val.every:
+        raise ValueError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
     with run_folder(folder, config):
         if (folder / "result.json").exists():
             result = OmegaConf.load(folder / "result.json")
@@ -53,7 +56,7 @@ def meta_train(cfg: DictConfig) -> float:
         device = trainer.strategy.root_device
         tables = {split: scaled(module, table).to(device) for split, table in tables.items()}
         val_tasks = fixed_tasks(tables["val"], cfg.val.num_tasks, cfg.num_way, cfg.num_shot, VAL_SEED)
-        if next(module.learner.parameters(), None) is not None:
+        if is_trained:
             training = concatenate([tables[split] for split in cfg.train_splits])
             outcome = train(trainer, module, task_data(cfg, training, tables["val"], val_tasks), folder)
             load_weights(module, outcome.checkpoint, cfg)
@@ -67,6 +70,8 @@ def meta_train(cfg: DictConfig) -> float:
 
 def test_checkpoint(cfg: DictConfig) -> float:
     """Test ``cfg.checkpoint`` alone, with the configuration given; write ``result.json``; the accuracy, a fraction."""
+    if cfg.checkpoint is None:
+        raise ValueError("stage=test needs checkpoint=PATH, the best.ckpt of a run folder")
     tables = load_splits(Path(cfg.features.folder))
     check_sizes(cfg, tables)
     module = build(cfg, tables)
@@ -150,7 +155,16 @@ def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_ta
 
 
 def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
-    """Raise where the tasks of ``cfg`` cannot be drawn from one of the splits it uses."""
+    """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
+    smallest = {"num_way": 2, "num_shot": 1, "num_query": 1, "tasks_per_batch": 1, "threads": 1}
+    smallest |= {"val.every": 1, "val.num_tasks": 2, "test.num_tasks": 2}
+    for key, limit in smallest.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < limit:
+            raise ValueError(f"{key}={value} must be a whole number of at least {limit}")
+    unknown = set(cfg.train_splits) - {"train", "val"}
+    if unknown or "train" not in cfg.train_splits:
+        raise ValueError(f"train_splits={list(cfg.train_splits)} must be [train] or [train, val]")
     for split in cfg.train_splits:
         check_task_size(tables[split], split, cfg.num_way, cfg.num_shot, cfg.num_query)
     for split in ("val", "test"):  # all remaining images are queries: at least one

@@ -52,8 +52,12 @@ def pretrain(cfg: DictConfig) -> float:
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
     """
     recipe, images, config = cfg.data.pretrain, Path(cfg.data.folder), stage_config(cfg)
-    if cfg.data.source is not None:
-        instantiate(cfg.data.source, folder=images)
+    if cfg.data.source is None:
+        raise ValueError(
+            f"stage 1 on data={cfg.data.name} is not part of the project yet: put its feature files into "
+            f"{cfg.features.folder}, or use data=glyphs"
+        )
+    instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
     with run_folder(Path(cfg.dirs.runs, recipe.run), config) as folder:
         if (folder / "result.json").exists() and folders_complete(cfg):

@@ -39,7 +39,7 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
                 write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             yield folder
     except Timeout:
-        raise RuntimeError(f"{folder} is in use by another process; wait for it or stop it") from None
+        raise ValueError(f"{folder} is in use by another process; wait for it or stop it") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

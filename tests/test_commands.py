@@ -143,6 +143,7 @@ def test_three_stages_of_a_tiny_data_set(tmp_path):
     [
         (["num_way=9"], "num_way=9 exceeds the 6 classes of the val split; lower num_way"),
         (["num_query=30"], "num_shot + num_query needs 1 + 30 = 31; lower one of them"),
+        (["model.learner.dropout=1.5"], "dropout=1.5 is not a rate; it must be at least 0 and below 1"),
     ],
     ids=str,
 )

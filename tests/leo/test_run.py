@@ -112,6 +112,30 @@ def test_steps_that_validation_would_miss_are_refused(composed, toy_overrides):
         meta_train(composed(*toy_overrides, "max_steps=41"))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_way=1", "num_way=1 must be a whole number of at least 2"),
+        ("num_shot=0", "num_shot=0 must be a whole number of at least 1"),
+        ("num_query=0", "num_query=0 must be a whole number of at least 1"),
+        ("tasks_per_batch=0", "tasks_per_batch=0 must be a whole number of at least 1"),
+        ("val.num_tasks=1.5", "val.num_tasks=1.5 must be a whole number of at least 2"),
+        ("test.num_tasks=0", "test.num_tasks=0 must be a whole number of at least 2"),
+        ("train_splits=[trian]", r"train_splits=\['trian'\] must be \[train\] or \[train, val\]"),
+        ("max_steps=0", "max_steps=0 ends before the first validation, after val.every=20"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused_before_work(tmp_path, composed, toy_overrides, override, message):
+    with pytest.raises(ValueError, match=message):
+        meta_train(composed(*toy_overrides, override))
+    assert not (tmp_path / "run").exists()
+
+
+def test_stage_test_needs_a_checkpoint(composed, toy_overrides):
+    with pytest.raises(ValueError, match="stage=test needs checkpoint=PATH"):
+        run_stage_test(composed(*toy_overrides))
+
+
 def test_training_on_train_and_val_uses_both(composed, toy_overrides, tmp_path):
     cfg = composed(*toy_overrides, "train_splits=[train,val]")
     meta_train(cfg)
