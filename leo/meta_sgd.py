@@ -37,10 +37,4 @@ class MetaSGD(Learner):
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
         logits = softmax.logits(self.adapt(tasks.support), tasks.query)
-        query_loss, l2 = softmax.cross_entropy(logits).mean(), objective.l2([self.initial_weights])
-        return {
-            "loss": query_loss + self.l2_weight * l2,
-            "query_loss": query_loss,
-            "l2": l2,
-            "accuracy": softmax.accuracy(logits.detach()).mean(),
-        }
+        return objective.query_loss_and_l2(logits, self.initial_weights, self.l2_weight)

@@ -1,4 +1,4 @@
-"""The terms of LEO's meta-objective (Eq. 6) beside the query loss, before their weights."""
+"""The terms of LEO's meta-objective (Eq. 6) beside the query loss, before their weights; the baselines' objective."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from leo import softmax
 from leo.networks import Gaussian, stddev
 
 
@@ -35,3 +36,16 @@ def orthogonality(decoder_weight: Float[Tensor, "two_D Z"]) -> Float[Tensor, ""]
     rows = nn.functional.normalize(decoder_weight, dim=0)
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     return (rows.T @ rows - identity).square().mean()
+
+
+def query_loss_and_l2(
+    logits: Float[Tensor, "B N Q N"], weight: Float[Tensor, "_out _in"], l2_weight: float
+) -> dict[str, Tensor]:
+    """The baselines' objective, ``loss``: mean query cross-entropy plus the weighted L2 term; and its terms."""
+    query_loss, penalty = softmax.cross_entropy(logits).mean(), l2([weight])
+    return {
+        "loss": query_loss + l2_weight * penalty,
+        "query_loss": query_loss,
+        "l2": penalty,
+        "accuracy": softmax.accuracy(logits.detach()).mean(),
+    }

@@ -56,10 +56,4 @@ class LinearPrototypes(NearestCentroid):
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
         logits = softmax.logits(self.adapt(tasks.support), self.embed(tasks.query))
-        query_loss, l2 = softmax.cross_entropy(logits).mean(), objective.l2([self.linear.weight])
-        return {
-            "loss": query_loss + self.l2_weight * l2,
-            "query_loss": query_loss,
-            "l2": l2,
-            "accuracy": softmax.accuracy(logits.detach()).mean(),
-        }
+        return objective.query_loss_and_l2(logits, self.linear.weight, self.l2_weight)
