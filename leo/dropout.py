@@ -1,21 +1,25 @@
-"""Dropout whose masks come from the run's own generator."""
+"""Dropout whose masks are drawn ahead, from the run's own generator."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 LEVELS = 1 << 16  # the rate is a multiple of 1 / LEVELS
 
 
-def dropout(x: Float[Tensor, "*any"], rate: float, generator: torch.Generator) -> Float[Tensor, "*any"]:
-    """``x`` with each element dropped with probability ``rate``, the others divided by 1 - rate.
+def random_bits(*shape: int, device: torch.device, generator: torch.Generator) -> Int16[Tensor, "*any"]:
+    """Uniform 16-bit numbers, the masks of ``dropout``.
 
-    Each 64-bit random integer serves four elements: random numbers are the largest cost of a training step.
+    Each 64-bit random integer serves four elements: random numbers are among the largest costs of a training step.
     """
-    if rate == 0:
-        return x
+    count = torch.Size(shape).numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    return bits.random_(-(1 << 63), None, generator=generator).view(torch.int16)[:count].view(shape)
+
+
+def dropout(x: Float[Tensor, "*any"], rate: float, bits: Int16[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Data ``x`` with each element dropped with probability ``rate``, the others divided by 1 - rate."""
+    assert not x.requires_grad, "dropout is for data"
     num_dropped_levels = round(rate * LEVELS)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    bits.random_(-(1 << 63), None, generator=generator)
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= num_dropped_levels - LEVELS // 2
-    return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - num_dropped_levels))
+    mask = torch.ge(bits, num_dropped_levels - LEVELS // 2, out=x.new_empty(x.shape))
+    return mask.mul_(x).mul_(LEVELS / (LEVELS - num_dropped_levels))

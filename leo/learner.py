@@ -17,14 +17,12 @@ class Learner(nn.Module, ABC):
         return x
 
     @abstractmethod
-    def adapt(
-        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B N E"]:
-        """One weight vector for each class; the score of x is its product with ``embed(x)``.
+    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
+        """One weight vector for each class; the score of x is its product with ``embed(x)``. Nothing is sampled."""
+
+    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
+        """What meta-training minimises, ``loss``, beside its terms and ``accuracy``; means over the tasks.
 
         ``generator`` draws what a learner samples in training.
         """
-
-    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
-        """What meta-training minimises, ``loss``, beside its terms and ``accuracy``; means over the tasks."""
         raise TypeError(f"{type(self).__name__} has nothing to train")

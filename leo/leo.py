@@ -1,31 +1,43 @@
 """Latent Embedding Optimization (Rusu et al., ICLR 2019, Algorithm 1) for a linear softmax classifier."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 from torch import Tensor, nn
 
 from leo import objective, softmax
-from leo.dropout import dropout
+from leo.dropout import dropout, random_bits
 from leo.episodes import Tasks
+from leo.inner_loops import LatentLoop, WeightStep, class_mean
 from leo.learner import Learner
 from leo.networks import Decoder, Gaussian, RelationNetwork, glorot_linear, stddev
+from leo.products import linear
 
 
 class Noise(NamedTuple):
-    """Standard-normal draws of one pass: the latent codes, and one draw of weights for each decoding."""
+    """All random numbers of one pass; None where nothing is sampled, or dropped.
 
-    latents: Float[Tensor, "B N M Z"]
-    weights: Float[Tensor, "B S_plus_1 N M D"]
+    Standard-normal draws of the codes, and of the weights at each of S + 1 decodings; bits of the dropout masks of
+    the support, at the encoder and at each of T inner steps, and of the queries.
+    """
+
+    latents: Float[Tensor, "B N M Z"] | None = None
+    weights: Float[Tensor, "S_plus_1 B N M D"] | None = None
+    support_bits: Int16[Tensor, "T_plus_1 B N K D"] | None = None
+    query_bits: Int16[Tensor, "B N Q D"] | None = None
 
 
 class Adaptation(NamedTuple):
-    """The path of one adaptation. Index s is after s steps; all are differentiable to the meta-parameters."""
+    """The path of one adaptation; index s is after s steps.
+
+    Differentiable to the meta-parameters, but for the codes after the first: these are values alone.
+    """
 
     code: Gaussian
     latents: list[Float[Tensor, "B N M Z"]]
-    decoded: list[Float[Tensor, "B N M D"]]
+    decoded: Float[Tensor, "B N M D"]
     finetuned: list[Float[Tensor, "B N D"]]
 
     @property
@@ -93,68 +105,71 @@ class LEO(Learner):
         if num_finetune_steps:
             self.finetune_lr = nn.Parameter(torch.full((num_features,), float(finetune_lr)))
 
-    def adapt(
-        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B N D"]:
-        """The classifier adapted to ``support``."""
-        return self.adaptation(support, self.draw_noise(support, generator), generator).weights
+    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
+        """The classifier adapted to ``support``, by the means of codes and weights and without dropout."""
+        return self.adaptation(support, Noise()).weights
 
-    def draw_noise(self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None) -> Noise | None:
-        """The draws of one stochastic pass; None where codes and weights are their means."""
-        if not (self.training and self.stochastic):
-            return None
-        num_tasks, num_way, num_shot, num_features = support.shape
+    def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
+        """The random numbers of one training pass."""
+        num_tasks, num_way, num_shot, num_features = tasks.support.shape
         num_codes = num_shot if self.latents == "example" else 1
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=support.dtype, device=support.device, generator=generator)
-
-        return Noise(
-            normal(num_tasks, num_way, num_codes, self.num_latents),
-            normal(num_tasks, self.num_latent_steps + 1, num_way, num_codes, num_features),
-        )
+        device, noise = tasks.support.device, Noise()
+        if self.stochastic:
+            normal = partial(torch.randn, dtype=tasks.support.dtype, device=device, generator=generator)
+            noise = noise._replace(
+                latents=normal(num_tasks, num_way, num_codes, self.num_latents),
+                weights=normal(self.num_latent_steps + 1, num_tasks, num_way, num_codes, num_features),
+            )
+        if self.dropout:
+            num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
+            noise = noise._replace(
+                support_bits=random_bits(num_masks, *tasks.support.shape, device=device, generator=generator),
+                query_bits=random_bits(*tasks.query.shape, device=device, generator=generator),
+            )
+        return noise
 
     def encode(self, support: Float[Tensor, "B N K D"]) -> Gaussian:
         """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""
         num_tasks, num_way, num_shot, _ = support.shape
         if self.encodes:
-            mean, u = self.relation(self.encoder(support))
+            mean, u = self.relation(linear(support, self.encoder.weight))
         else:  # exp(u) - 1 = 1
             mean = support.new_zeros(num_tasks, num_way, self.num_latents)
             u = torch.full_like(mean, 2.0).log()
         num_codes = num_shot if self.latents == "example" else 1
         return Gaussian(*(part.unsqueeze(2).expand(-1, -1, num_codes, -1) for part in (mean, u)))
 
-    def adaptation(
-        self, support: Float[Tensor, "B N K D"], noise: Noise | None, generator: torch.Generator | None = None
-    ) -> Adaptation:
-        """Algorithm 1, lines 5-10, with given ``noise``; ``generator`` draws the dropout masks."""
-        code = self.encode(self.drop(support, generator))
-        z = code.mean if noise is None else code.mean + stddev(code.u) * noise.latents
-        latents, decoded = [z], []
-        for step in range(self.num_latent_steps):
-            weights, pullback = self.decoder(z, None if noise is None else noise.weights[:, step])
-            # The logit of a class is the mean over its M weight vectors: each gets 1 / M of their common gradient.
-            gradient = softmax.loss_gradient(weights.mean(2), self.drop(support, generator)) / weights.shape[2]
-            z = z - self.latent_lr * pullback(gradient.unsqueeze(2).expand_as(weights))
-            latents.append(z)
-            decoded.append(weights)
-        weights, _ = self.decoder(z, None if noise is None else noise.weights[:, -1])
-        decoded.append(weights)
+    def adaptation(self, support: Float[Tensor, "B N K D"], noise: Noise) -> Adaptation:
+        """Algorithm 1, lines 5-10, a function of the support and of ``noise``."""
+        num_steps = self.num_latent_steps
+        inputs = self.drop(support.expand(1 + num_steps + self.num_finetune_steps, *support.shape), noise.support_bits)
+        code = self.encode(inputs[0])
+        z = code.mean if noise.latents is None else code.mean + stddev(code.u) * noise.latents
+        num_tasks, num_way, num_codes, _ = z.shape
+        images = inputs[1:].flatten(2, 3)
+        weights, path = LatentLoop.apply(
+            z.flatten(0, 2),
+            self.latent_lr if num_steps else z.new_empty(self.num_latents),
+            self.decoder.matrix(sampled=noise.weights is not None),
+            None if noise.weights is None else noise.weights.flatten(1, 3),
+            images[:num_steps],
+            num_way,
+        )
         # Steps of the M vectors of a class are equal, so their mean takes the same step.
-        num_codes, weights = weights.shape[2], weights.mean(2)
-        finetuned = [weights]
-        for _ in range(self.num_finetune_steps):
-            gradient = softmax.loss_gradient(weights, self.drop(support, generator)) / num_codes
-            weights = weights - self.finetune_lr * gradient
-            finetuned.append(weights)
-        return Adaptation(code, latents, decoded, finetuned)
+        finetuned = [class_mean(weights, num_tasks, num_way)]
+        for step in range(self.num_finetune_steps):
+            finetuned.append(WeightStep.apply(finetuned[-1], self.finetune_lr / num_codes, images[num_steps + step]))
+        latents = [z, *path.view(num_steps, *z.shape)]
+        return Adaptation(code, latents, weights.view(*z.shape[:3], -1), finetuned)
 
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """Eq. 6, ``loss``, and its terms before their weights; means over the tasks."""
-        noise = self.draw_noise(tasks.support, generator)
-        path = self.adaptation(tasks.support, noise, generator)
-        logits = softmax.logits(path.weights, self.drop(tasks.query, generator))
+        return self.objective(tasks, self.draw_noise(tasks, generator))
+
+    def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
+        """``meta_loss`` with given random numbers."""
+        path = self.adaptation(tasks.support, noise)
+        logits = softmax.logits(path.weights, self.drop(tasks.query, noise.query_bits))
         terms = {
             "query_loss": softmax.cross_entropy(logits).mean(),
             "encoder_penalty": objective.encoder_penalty(path.latents[0], path.latents[-1]).mean(),
@@ -167,14 +182,11 @@ class LEO(Learner):
             + self.l2_weight * terms["l2"]
             + self.orthogonality_weight * terms["orthogonality"]
         )
-        if noise is not None:
+        if noise.latents is not None:
             terms["kl"] = objective.kl_divergence(path.code, path.latents[0], noise.latents).mean()
             loss = loss + self.kl_weight * terms["kl"]
         return {"loss": loss, **terms, "accuracy": softmax.accuracy(logits.detach()).mean()}
 
-    def drop(self, x: Float[Tensor, "*any D"], generator: torch.Generator | None) -> Float[Tensor, "*any D"]:
-        """``x`` with a fresh dropout mask, in training."""
-        if not self.training or self.dropout == 0:
-            return x
-        assert generator is not None, "dropout in training needs a generator"
-        return dropout(x, self.dropout, generator)
+    def drop(self, x: Float[Tensor, "*any D"], bits: Int16[Tensor, "*any D"] | None) -> Float[Tensor, "*any D"]:
+        """``x`` under the dropout mask of ``bits``; unchanged where there are none."""
+        return x if bits is None else dropout(x, self.dropout, bits)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from leo import objective, softmax
 from leo.episodes import Tasks
+from leo.inner_loops import WeightStep
 from leo.learner import Learner
 
 
@@ -25,13 +26,11 @@ class MetaSGD(Learner):
         self.initial_weights = nn.Parameter(torch.zeros(num_way, num_features))
         self.inner_lr = nn.Parameter(torch.full((num_way, num_features), float(inner_lr)))
 
-    def adapt(
-        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B N D"]:
+    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
         """The classifier after ``num_steps`` gradient steps on the summed support loss."""
-        weights = self.initial_weights.expand(len(support), -1, -1)
+        weights, images = self.initial_weights.expand(len(support), -1, -1), support.flatten(1, 2)
         for _ in range(self.num_steps):
-            weights = weights - self.inner_lr * softmax.loss_gradient(weights, support)
+            weights = WeightStep.apply(weights, self.inner_lr, images)
         return weights
 
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:

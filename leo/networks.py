@@ -1,11 +1,13 @@
 """The three networks of LEO (Section 2.3) and the diagonal Gaussian they produce. None of them has a bias."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import threshold
+
+from leo.products import linear, product
 
 STDDEV_FLOOR = 1e-10
 
@@ -44,13 +46,14 @@ class RelationNetwork(nn.Module):
     def forward(self, codes: Float[Tensor, "B N K Z"]) -> Gaussian:
         """The distribution of each class's latent code, [B, N, Z]."""
         first, second, third = self.first.weight, self.second.weight, self.third.weight
-        num_latents = codes.shape[-1]
         pair = codes.flatten(1, 2)  # [B, NK, Z]
-        left, right = pair @ first[:, :num_latents].T, pair @ first[:, num_latents:].T
-        hidden = torch.relu(left.unsqueeze(2) + right.unsqueeze(1))  # [B, NK, NK, 2Z]
-        hidden = torch.relu(hidden @ second.T)
-        by_class = hidden.mean(2).unflatten(1, codes.shape[1:3]).mean(2)  # [B, N, 2Z]
-        mean, u = (by_class @ third.T).chunk(2, dim=-1)
+        left, right = linear(pair, torch.cat(first.chunk(2, dim=1))).chunk(2, dim=-1)  # [B, NK, 2Z] each
+        # In place, and sums scaled once, as these are the largest tensors of a step.
+        hidden = (left.unsqueeze(2) + right.unsqueeze(1)).relu_()  # [B, NK, NK, 2Z]
+        hidden = linear(hidden, second).relu_()
+        num_partners, num_shot = hidden.shape[2], codes.shape[2]
+        by_class = hidden.sum(2).unflatten(1, codes.shape[1:3]).sum(2) / (num_partners * num_shot)  # [B, N, 2Z]
+        mean, u = linear(by_class, third).chunk(2, dim=-1)
         return Gaussian(mean, u)
 
 
@@ -61,19 +64,23 @@ class Decoder(nn.Module):
         super().__init__()
         self.linear = glorot_linear(num_latents, 2 * num_features)
 
-    def forward(
-        self, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M D"] | None
-    ) -> tuple[Float[Tensor, "B N M D"], Callable[[Tensor], Tensor]]:
-        """Weights w = mean + stddev * eps (mean alone where ``eps`` is None) and the pullback g -> (dw/dz)^T g.
+    def matrix(self, sampled: bool) -> Float[Tensor, "_ Z"]:
+        """From a code to the mean of its weights, [D, Z], and where they are sampled to u below it, [2D, Z]."""
+        return self.linear.weight if sampled else self.linear.weight.chunk(2)[0]
 
-        At z = 0 the standard deviation is Glorot's, sqrt(2 / (N + D)).
-        """
-        mean_map, u_map = self.linear.weight.chunk(2)  # [D, Z] each
-        mean = z @ mean_map.T
-        if eps is None:
-            return mean, lambda gradient: gradient @ mean_map
-        num_way, num_features = eps.shape[1], eps.shape[-1]
-        u = z @ u_map.T
-        scale = stddev(u, offset=(2 / (num_way + num_features)) ** 0.5)
-        slope = torch.where(scale > STDDEV_FLOOR, u.exp(), 0.0) * eps
-        return mean + scale * eps, lambda gradient: gradient @ mean_map + (gradient * slope) @ u_map
+
+def decode(
+    z: Float[Tensor, "R Z"], matrix: Float[Tensor, "_ Z"], eps: Float[Tensor, "R D"] | None, num_way: int
+) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"] | None]:
+    """Weights w = mean + stddev * eps and their slope dw/du; the mean alone, and None, where ``eps`` is None.
+
+    At z = 0 the standard deviation is Glorot's, sqrt(2 / (N + D)). With an offset no digits are lost by exp, and
+    expm1 takes ten times as long. The slope, 0 at the floor, is its own derivative with respect to u.
+    """
+    if eps is None:
+        return product(z, matrix), None
+    num_features = eps.shape[1]
+    mean, u = product(z, matrix).split(num_features, dim=1)
+    exp_u, floor = u.exp(), 1 - (2 / (num_way + num_features)) ** 0.5
+    slope = threshold(exp_u, floor + STDDEV_FLOOR, 0.0).mul_(eps)
+    return torch.addcmul(mean, exp_u.sub_(floor).clamp_min_(STDDEV_FLOOR), eps), slope

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from leo import softmax
 from leo.networks import Gaussian, stddev
+from leo.products import linear
 
 
 def kl_divergence(code: Gaussian, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M Z"]) -> Float[Tensor, " B"]:
@@ -28,14 +29,18 @@ def encoder_penalty(initial: Float[Tensor, "B N M Z"], adapted: Float[Tensor, "B
 
 def l2(weights: Iterable[Float[Tensor, "_out _in"]]) -> Float[Tensor, ""]:
     """Half the sum of squares of all ``weights``."""
-    return 0.5 * torch.stack([weight.square().sum() for weight in weights]).sum()
+    flat = torch.cat([weight.flatten() for weight in weights])
+    return 0.5 * (flat @ flat)
 
 
 def orthogonality(decoder_weight: Float[Tensor, "two_D Z"]) -> Float[Tensor, ""]:
     """Mean squared distance from the identity of the cosines between the decoder's Z rows (its columns here)."""
-    rows = nn.functional.normalize(decoder_weight, dim=0)
-    identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    return (rows.T @ rows - identity).square().mean()
+    rows = decoder_weight.T
+    products = linear(rows, rows)
+    lengths = products.diagonal().sqrt()
+    cosines = products / lengths / lengths.unsqueeze(1)
+    identity = torch.eye(len(cosines), dtype=cosines.dtype, device=cosines.device)
+    return (cosines - identity).square().mean()
 
 
 def query_loss_and_l2(

@@ -26,9 +26,7 @@ class NearestCentroid(Learner):
         """Unit-length features."""
         return normalize(x, dim=-1)
 
-    def adapt(
-        self, support: Float[Tensor, "B N K D"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B N E"]:
+    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
         """The unit-length centroid of each class."""
         return normalize(normalize(self.embed(support), dim=-1).mean(2), dim=-1)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def logits(weights: Float[Tensor, "B N E"], x: Float[Tensor, "B N Q E"]) -> Float[Tensor, "B N Q N"]:
     """Score of each image for each class of its task."""
-    return (x.flatten(1, 2) @ weights.mT).unflatten(1, x.shape[1:3])
+    # In this order the gradient of the weights comes out contiguous.
+    return (weights @ x.flatten(1, 2).mT).mT.unflatten(1, x.shape[1:3])
 
 
 def cross_entropy(logits: Float[Tensor, "B N Q N"]) -> Float[Tensor, "B N Q"]:
@@ -24,8 +25,22 @@ def accuracy(logits: Float[Tensor, "B N Q N"]) -> Float[Tensor, " B"]:
     return (logits.argmax(-1) == labels).to(logits.dtype).mean((1, 2))
 
 
-def loss_gradient(weights: Float[Tensor, "B N E"], x: Float[Tensor, "B N K E"]) -> Float[Tensor, "B N E"]:
-    """Gradient of the summed cross-entropy with respect to ``weights``: sum over images of (p - y) x."""
-    probabilities = logits(weights, x).softmax(-1)
-    labels = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1)
-    return (probabilities - labels).flatten(1, 2).mT @ x.flatten(1, 2)
+def probabilities(weights: Float[Tensor, "B N E"], images: Float[Tensor, "B NK E"]) -> Float[Tensor, "B N NK"]:
+    """Probability p of each class for each image; the images of class 0 come first, then those of class 1, ..."""
+    return (weights @ images.mT).softmax(1)
+
+
+def loss_gradient(p: Float[Tensor, "B N NK"], images: Float[Tensor, "B NK E"]) -> Float[Tensor, "B N E"]:
+    """Gradient of the summed cross-entropy with respect to the weights: sum over images of (p - y) x."""
+    residual = p.clone()
+    residual.unflatten(2, (p.shape[1], -1)).diagonal(dim1=1, dim2=2).sub_(1)
+    return residual @ images
+
+
+def hessian_product(
+    p: Float[Tensor, "B N NK"], images: Float[Tensor, "B NK E"], v: Float[Tensor, "B N E"]
+) -> Float[Tensor, "B N E"]:
+    """Hessian of the summed cross-entropy with respect to the weights, times v: sum over images of p (s - p.s) x, where
+    s = v x are the scores of v."""
+    weighted = p * (v @ images.mT)
+    return (weighted - p * weighted.sum(1, keepdim=True)) @ images

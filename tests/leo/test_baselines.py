@@ -10,12 +10,17 @@ from leo.prototypes import LinearPrototypes, NearestCentroid
 from tests.leo.test_leo import make_tasks
 
 
-def test_the_softmax_gradient_is_autograds():
+def test_the_softmax_gradient_and_hessian_are_autograds():
     tasks = make_tasks(3)
     weights = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
     loss = softmax.cross_entropy(softmax.logits(weights, tasks.support)).sum()
-    (expected,) = torch.autograd.grad(loss, weights)
-    torch.testing.assert_close(softmax.loss_gradient(weights, tasks.support), expected)
+    (expected,) = torch.autograd.grad(loss, weights, create_graph=True)
+    images = tasks.support.flatten(1, 2)
+    p = softmax.probabilities(weights, images)
+    torch.testing.assert_close(softmax.loss_gradient(p, images), expected)
+    v = torch.randn_like(weights)
+    (expected,) = torch.autograd.grad(expected, weights, v)
+    torch.testing.assert_close(softmax.hessian_product(p, images, v), expected)
 
 
 def test_cross_entropy_and_accuracy_by_hand():

@@ -12,6 +12,7 @@ import torch
 from leo import objective, softmax
 from leo.clipping import clip_gradients
 from leo.leo import LEO, Noise
+from leo.networks import decode
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["case_a_5way1shot", "case_c_3way2shot", "case_d_5way1shot_full"]
@@ -66,12 +67,24 @@ def tensors_of(case, dtype=torch.float64):
         torch.from_numpy(data[key]).to(dtype)
         for key in ("input/tr_input", "input/val_input", "eps/latent", "eps/decoder")
     )
-    return SimpleNamespace(support=support, query=query, noise=Noise(latent, weights))
+    return SimpleNamespace(support=support, query=query, noise=Noise(latent, weights.transpose(0, 1)))
+
+
+def decodings(leo, path, noise):
+    """The weights [B, N, M, D] decoded from the codes before and after each latent step."""
+    matrix, num_way = leo.decoder.matrix(sampled=noise.weights is not None), path.latents[0].shape[1]
+    draws = [None] * len(path.latents) if noise.weights is None else noise.weights.flatten(1, 3)
+    return [
+        decode(z.flatten(0, 2), matrix, eps, num_way)[0].view(*z.shape[:3], -1)
+        for z, eps in zip(path.latents, draws, strict=True)
+    ]
 
 
 def per_task_losses(leo, inputs):
     """``total_loss`` of each task, assembled from the learner's parts, and the parts."""
-    path = leo.adaptation(inputs.support, inputs.noise if leo.training else None)
+    noise = inputs.noise if leo.training else Noise()
+    path = leo.adaptation(inputs.support, noise)
+    decoded = decodings(leo, path, noise)
     logits = softmax.logits(path.weights, inputs.query)
     parts = {
         "query_logits": logits,
@@ -83,10 +96,10 @@ def per_task_losses(leo, inputs):
         "latent_dist_u": path.code.u,
         "latents_initial": path.latents[0],
         "latents_adapted": path.latents[-1],
-        "weights_after_latent_loop": path.decoded[-1],
-        "weights_after_finetuning": path.decoded[-1] + (path.weights - path.finetuned[0]).unsqueeze(2),
+        "weights_after_latent_loop": path.decoded,
+        "weights_after_finetuning": path.decoded + (path.weights - path.finetuned[0]).unsqueeze(2),
         "support_losses_latent": torch.stack(
-            [softmax.cross_entropy(softmax.logits(w.mean(2), inputs.support)) for w in path.decoded], 1
+            [softmax.cross_entropy(softmax.logits(w.mean(2), inputs.support)) for w in decoded], 1
         ),
         "support_losses_finetune": torch.stack(
             [softmax.cross_entropy(softmax.logits(w, inputs.support)) for w in path.finetuned[1:]], 1

@@ -1,0 +1,1 @@
+"""Scripts that measure the project against plain implementations. Not part of the tests."""
