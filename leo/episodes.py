@@ -81,7 +81,7 @@ def check_task_size(table: FeatureTable, split: str, num_way: int, num_shot: int
 
 
 class TaskStream:
-    """An endless stream of training batches, in epochs of ``batches_per_epoch`` for the trainer's sake.
+    """An endless stream of training batches, in epochs of ``batches_per_epoch``, in lists of ``batches_per_step``.
 
     Tasks are drawn in blocks, ahead of use. ``state_dict`` is the generator before the current block and the place
     in it, so a resumed stream goes on exactly where it was.
@@ -96,12 +96,14 @@ class TaskStream:
         num_query: int,
         batch_size: int,
         batches_per_epoch: int,
+        batches_per_step: int,
         generator: torch.Generator,
     ) -> None:
         check_task_size(table, "training", num_way, num_shot, num_query)
         self.table, self.num_shot, self.generator = table, num_shot, generator
         self.num_way, self.num_images = num_way, num_shot + num_query
-        self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
+        self.batch_size = batch_size
+        self.batches_per_epoch, self.batches_per_step = batches_per_epoch, batches_per_step
         self.batches_per_block = max(1, TASKS_PER_DRAW // batch_size)
         self.start_block()
 
@@ -117,15 +119,19 @@ class TaskStream:
         )
 
     def __len__(self) -> int:
-        return self.batches_per_epoch
+        return self.batches_per_epoch // self.batches_per_step
 
-    def __iter__(self) -> Iterator[Tasks]:
-        for _ in range(self.batches_per_epoch):
-            if self.position == self.batches_per_block:
-                self.start_block()
-            batch = slice(self.position * self.batch_size, (self.position + 1) * self.batch_size)
-            self.position += 1
-            yield gather(self.table, TaskIndices(self.block.classes[batch], self.block.images[batch]), self.num_shot)
+    def __iter__(self) -> Iterator[list[TaskIndices]]:
+        for _ in range(len(self)):
+            yield [self.next_batch() for _ in range(self.batches_per_step)]
+
+    def next_batch(self) -> TaskIndices:
+        """The tasks of one update."""
+        if self.position == self.batches_per_block:
+            self.start_block()
+        batch = slice(self.position * self.batch_size, (self.position + 1) * self.batch_size)
+        self.position += 1
+        return TaskIndices(self.block.classes[batch], self.block.images[batch])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is."""

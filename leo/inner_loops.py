@@ -34,7 +34,7 @@ class LatentLoop(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, rate: Tensor, matrix: Tensor, eps: Tensor | None, images: Tensor, num_way: int
     ) -> tuple[Tensor, Tensor]:
-        num_steps, num_tasks, _, num_features = images.shape
+        num_steps, num_tasks = images.shape[:2]
         codes = z.new_empty(num_steps + 1, *z.shape)
         codes[0] = z
         directions = z.new_empty(num_steps, *z.shape)
@@ -82,7 +82,7 @@ class LatentLoop(torch.autograd.Function):
             to_u = to_weights if slope is None else torch.addcmul(to_weights, to_product, g)
             join(factors[num_steps + step], to_weights, slope, to_u)
             torch.add(to_codes[step + 1], product(factors[num_steps + step], matrix.T), out=to_codes[step])
-        to_matrix = product(partners.flatten(0, 1).T, factors.flatten(0, 1).T).T
+        to_matrix = product(partners.flatten(0, 1).T, factors.flatten(0, 1).T).T.contiguous()
         return to_codes[0], -(to_codes[1:] * directions).sum((0, 1)), to_matrix, None, None, None
 
 

@@ -1,27 +1,29 @@
 """Meta-training as a Lightning module: optimiser, clipping, logging. The arithmetic is the learner's."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from leo.clipping import clip_gradients
-from leo.episodes import TaskIndices, Tasks, TaskStream
+from leo.episodes import TaskIndices, TaskStream
 from leo.evaluate import Scorer
 from leo.features import FeatureTable, Normalizer
 from leo.learner import Learner
+from leo.update import make_update
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
 
 class MetaLearning(pl.LightningModule):
-    """Trains ``learner`` on tasks of normalised features.
+    """Trains ``learner`` on tasks of normalised features, a number of updates in each training step.
 
     Logs ``train/loss``, each of its terms, ``train/accuracy`` (on dropped-out queries) and the mean of each vector
-    of learned rates every ``log_every_n_steps``; ``val/accuracy`` and ``val/loss`` at each validation.
+    of learned rates, of the last update of each training step; ``val/accuracy`` and ``val/loss`` at each validation.
+    The logged step is the number of the update, from 0.
 
     Args:
         learner: what is trained.
@@ -43,37 +45,61 @@ class MetaLearning(pl.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.learner, self.normalizer = learner, normalizer
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.clip_value, self.clip_norm, self.seed = clip_value, clip_norm, seed
         self.generator: torch.Generator | None = None
         self.last_finite_loss: float | None = None
 
-    def training_step(self, batch: Tasks, batch_idx: int) -> Tensor:
-        """Eq. 6 on a batch of tasks."""
+    def on_train_start(self) -> None:
+        """Make the update, now that the optimiser and the schedule are where the checkpoint left them."""
         assert self.generator is not None
-        terms = self.learner.meta_loss(batch, self.generator)
-        if not terms["loss"].isfinite():
-            shown = ", ".join(f"{name} {value.item():.6g}" for name, value in terms.items())
-            raise ValueError(
-                f"the training loss is not finite at step {self.global_step} ({shown}; last finite loss "
-                f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
-            )
-        self.last_finite_loss = terms["loss"].item()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            rates = {
-                name: parameter.detach().mean()
-                for name, parameter in self.learner.named_parameters()
-                if name.endswith("_lr")
-            }
-            self.log_dict({f"train/{name}": value.detach() for name, value in (terms | rates).items()}, prog_bar=True)
-        return terms["loss"]
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clip as the released code does; Lightning's own clipping is not used."""
         assert self.clip_value is not None
         assert self.clip_norm is not None
-        clip_gradients(self.learner.parameters(), self.clip_value, self.clip_norm)
+        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]
+        schedules = self.trainer.lr_scheduler_configs
+        self.update = make_update(
+            self.learner,
+            self.optimizers(use_pl_optimizer=False),
+            schedules[0].scheduler if schedules else None,
+            table=stream.table,
+            num_shot=stream.num_shot,
+            clip_value=self.clip_value,
+            clip_norm=self.clip_norm,
+            generator=self.generator,
+        )
+
+    def training_step(self, batch: list[TaskIndices], batch_idx: int) -> None:
+        """An update for each entry of ``batch``."""
+        losses = []
+        for tasks in batch:
+            terms = self.update(tasks)
+            losses.append(terms["loss"].clone())
+        self.check_finite(torch.stack(losses).tolist())
+        # What Lightning counts as steps, and so takes for the place in training, are updates.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+        progress.ready += len(batch)
+        progress.completed += len(batch)
+        rates = {
+            name: parameter.detach().mean()
+            for name, parameter in self.learner.named_parameters()
+            if name.endswith("_lr")
+        }
+        values = {f"train/{name}": value.item() for name, value in (terms | rates).items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, self.global_step - 1)
+        self.log_dict(values, prog_bar=True, logger=False)
+
+    def check_finite(self, losses: list[float]) -> None:
+        """Raise at the first of ``losses`` that is not finite. Looking once for all keeps the device busy."""
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the training loss is {loss} at step {self.global_step + i} (last finite loss "
+                    f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
+                )
+            self.last_finite_loss = loss
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with its schedule stepped at every update."""
@@ -100,6 +126,7 @@ class MetaLearning(pl.LightningModule):
         scores = self.scorer(batch)
         values = {"val/accuracy": scores.accuracy.mean(), "val/loss": scores.loss.mean()}
         self.log_dict(values, batch_size=len(scores.accuracy), prog_bar=True)
+        self.log("step", float(self.global_step - 1), batch_size=1)  # which Lightning takes for the logged step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the noise."""

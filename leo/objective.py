@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from leo import softmax
 from leo.networks import Gaussian, stddev
-from leo.products import linear
+from leo.products import gram
 
 
 def kl_divergence(code: Gaussian, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M Z"]) -> Float[Tensor, " B"]:
@@ -29,14 +29,12 @@ def encoder_penalty(initial: Float[Tensor, "B N M Z"], adapted: Float[Tensor, "B
 
 def l2(weights: Iterable[Float[Tensor, "_out _in"]]) -> Float[Tensor, ""]:
     """Half the sum of squares of all ``weights``."""
-    flat = torch.cat([weight.flatten() for weight in weights])
-    return 0.5 * (flat @ flat)
+    return 0.5 * torch.stack(torch._foreach_norm(list(weights))).square().sum()
 
 
 def orthogonality(decoder_weight: Float[Tensor, "two_D Z"]) -> Float[Tensor, ""]:
     """Mean squared distance from the identity of the cosines between the decoder's Z rows (its columns here)."""
-    rows = decoder_weight.T
-    products = linear(rows, rows)
+    products = gram(decoder_weight)
     lengths = products.diagonal().sqrt()
     cosines = products / lengths / lengths.unsqueeze(1)
     identity = torch.eye(len(cosines), dtype=cosines.dtype, device=cosines.device)

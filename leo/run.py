@@ -1,6 +1,7 @@
 """Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on features, test its best checkpoint."""
 
 import logging
+import math
 import pickle
 import time
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from leo.evaluate import evaluate, fixed_tasks, interval95
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.module import MetaLearning, TaskData
 from runner.folder import run_folder, write_json
+from runner.memory import keep_freed_memory
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,9 @@ def meta_train(cfg: DictConfig) -> float:
                 "%s is finished: test accuracy %.2f %%; delete the folder to repeat it", folder, 100 * result.accuracy
             )
             return float(result.val_accuracy)
-        torch.set_num_threads(cfg.threads)
+        keep_freed_memory()
+        # Torch counts the cores, of which a launcher gives each of its processes a share. More than two are no faster.
+        torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
         trainer = make_trainer(
             instantiate(cfg.trainer),
             folder,
@@ -51,6 +55,7 @@ def meta_train(cfg: DictConfig) -> float:
             patience=cfg.patience,
             max_steps=cfg.max_steps,
             val_every=cfg.val.every,
+            updates_per_step=updates_per_step(cfg),
             loggers=list(instantiate(cfg.logger).values()),
         )
         device = trainer.strategy.root_device
@@ -140,6 +145,11 @@ def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
     return table._replace(features=module.normalizer(table.features))
 
 
+def updates_per_step(cfg: DictConfig) -> int:
+    """Updates between two logged ones; a whole number of times in a validation interval."""
+    return math.gcd(cfg.val.every, cfg.trainer.log_every_n_steps)
+
+
 def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_tasks: list[Any]) -> TaskData:
     """The training stream and the validation tasks of ``cfg``."""
     stream = TaskStream(
@@ -149,6 +159,7 @@ def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_ta
         num_query=cfg.num_query,
         batch_size=cfg.tasks_per_batch,
         batches_per_epoch=cfg.val.every,
+        batches_per_step=updates_per_step(cfg),
         generator=torch.Generator(training.features.device).manual_seed(cfg.seed),
     )
     return TaskData(stream, val, val_tasks)
@@ -156,7 +167,7 @@ def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_ta
 
 def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
     """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
-    smallest = {"num_way": 2, "num_shot": 1, "num_query": 1, "tasks_per_batch": 1, "threads": 1}
+    smallest = {"num_way": 2, "num_shot": 1, "num_query": 1, "tasks_per_batch": 1}
     smallest |= {"val.every": 1, "val.num_tasks": 2, "test.num_tasks": 2}
     for key, limit in smallest.items():
         value = OmegaConf.select(cfg, key)

@@ -86,6 +86,7 @@ def pretrain(cfg: DictConfig) -> float:
             patience=None,
             max_steps=recipe.max_steps,
             val_every=recipe.val_every,
+            updates_per_step=1,
             loggers=list(instantiate(cfg.logger).values()),
         )
         outcome = train(trainer, module, data, folder)

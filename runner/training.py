@@ -83,6 +83,24 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
 
 
+class UpdatesBar(RichProgressBar):
+    """Lightning's progress bar, which counts updates also where one training step makes several."""
+
+    def __init__(self, updates_per_step: int) -> None:
+        super().__init__(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g"))
+        self.updates_per_step = updates_per_step
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Updates in an epoch."""
+        return super().total_train_batches * self.updates_per_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, (batch_idx + 1) * self.updates_per_step - 1)
+
+
 def make_trainer(
     partial_trainer: Callable[..., pl.Trainer],
     folder: Path,
@@ -92,6 +110,7 @@ def make_trainer(
     patience: int | None,
     max_steps: int,
     val_every: int,
+    updates_per_step: int,
     loggers: list[Logger],
 ) -> pl.Trainer:
     """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
@@ -102,7 +121,7 @@ def make_trainer(
         )
     callbacks = [
         RunCheckpoints(folder, monitor, config),
-        RichProgressBar(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g")),
+        UpdatesBar(updates_per_step),
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
