@@ -17,6 +17,7 @@ from pretrain.export import Origin, export
 from pretrain.module import Pretraining
 from pretrain.store import SPLITS, read_split
 from pretrain.wide_resnet import WideResNet
+from runner.config import without_paths
 from runner.files import sha256
 from runner.folder import differences, run_folder, write_json
 from runner.training import make_trainer, train
@@ -25,10 +26,13 @@ log = logging.getLogger(__name__)
 
 
 def ensure_features(cfg: DictConfig) -> None:
-    """Run stage 1 where the features of ``cfg`` are missing and its data set can be made from nothing.
+    """Run stage 1 where the features of ``cfg`` are missing and its images can be made; take features from outside.
 
     Features made by other settings of stage 1 are an error.
     """
+    if cfg.features.source is not None:
+        instantiate(cfg.features.source, folder=Path(cfg.features.folder))
+        return
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
@@ -52,12 +56,8 @@ def pretrain(cfg: DictConfig) -> float:
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
     """
     recipe, images, config = cfg.data.pretrain, Path(cfg.data.folder), stage_config(cfg)
-    if cfg.data.source is None:
-        raise ValueError(
-            f"stage 1 on data={cfg.data.name} is not part of the project yet: put its feature files into "
-            f"{cfg.features.folder}, or use data=glyphs"
-        )
-    instantiate(cfg.data.source, folder=images)
+    if cfg.data.source is not None:
+        instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
     with run_folder(Path(cfg.dirs.runs, recipe.run), config) as folder:
         if (folder / "result.json").exists() and folders_complete(cfg):
@@ -118,7 +118,7 @@ def pretrain(cfg: DictConfig) -> float:
 
 def stage_config(cfg: DictConfig) -> dict[str, Any]:
     """What the features follow from."""
-    return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "backbone")}
+    return without_paths({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "backbone")})
 
 
 def layer_folder(cfg: DictConfig, layer: int | str) -> Path:

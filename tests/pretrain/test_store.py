@@ -78,7 +78,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_file(folder) -> None:
 def test_a_missing_file_names_the_command_that_makes_it(folder) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match=r"birds/train\.safetensors does not exist.*python train\.py stage=pretrain data=birds",
+        match=r"birds/train\.safetensors does not exist.*python train\.py stage=prepare data=birds",
     ):
         read_split(folder, "train")
 
@@ -119,7 +119,7 @@ def test_a_tensor_that_is_not_there(folder) -> None:
 )
 def test_metadata_that_does_not_fit(folder, metadata, message) -> None:
     save(folder, **metadata)
-    with pytest.raises(ValueError, match=rf"val\.safetensors.*{message}.*stage=pretrain data=birds"):
+    with pytest.raises(ValueError, match=rf"val\.safetensors.*{message}.*stage=prepare data=birds"):
         read_split(folder, "val")
 
 
