@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,10 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.seconds, self.since = float("-inf"), 0.0, 0.0
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
-        """Write ``name`` in the run folder."""
+        """Write ``name`` in the run folder; all processes collect the state, the first one writes."""
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / name)
+            return
         with whole_file(self.folder / name) as partial:
             trainer.save_checkpoint(partial)
 
@@ -66,8 +70,9 @@ class RunCheckpoints(Checkpoint):
         self.save(trainer, "last.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Half a validation cannot be resumed: then the checkpoint of the one before it stands.
-        if isinstance(exception, SIGTERMException) and not trainer.validating:
+        # Half a validation or half a step cannot be resumed: then the checkpoint of the last validation stands.
+        within_step = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
+        if isinstance(exception, SIGTERMException) and not trainer.validating and not within_step:
             self.add_seconds()
             self.save(trainer, "last.ckpt")
 
@@ -81,6 +86,26 @@ class RunCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's bar, which tells the time to the next validation, with the time ``left`` to the end of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g"))
+        self.start, self.first_step = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.start, self.first_step = time.perf_counter(), trainer.global_step
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        num_steps = trainer.global_step - self.first_step
+        if num_steps:
+            per_step = (time.perf_counter() - self.start) / num_steps
+            metrics["left"] = str(timedelta(seconds=round(per_step * (trainer.max_steps - trainer.global_step))))
+        return metrics
 
 
 def make_trainer(
@@ -102,7 +127,7 @@ def make_trainer(
         )
     callbacks = [
         RunCheckpoints(folder, monitor, config),
-        RichProgressBar(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g")),
+        RunProgressBar(),
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
@@ -134,6 +159,8 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
             trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             sys.exit(143)
+        if not trainer.is_global_zero:
+            sys.exit()  # what comes after training is for one process
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, RunCheckpoints)
         outcome = {"score": checkpoints.best_score, "num_steps": trainer.global_step, "seconds": checkpoints.seconds}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 from torch.optim import SGD
 
 from pretrain.augment import RandomShift
-from pretrain.data import ShuffledBatches, TrainImages
+from pretrain.data import OrderedBatches, ShuffledBatches, TrainImages
 from pretrain.module import Pretraining, warmup_cosine
 from pretrain.store import ImageStore
 from pretrain.wide_resnet import WideResNet
@@ -47,6 +48,8 @@ def build_module(num_steps: int, lr: float = 0.1) -> Pretraining:
     return Pretraining(
         network=WideResNet(depth=10, width=1, num_classes=3, in_channels=1, strides=(1, 2, 2), dropout=0.3),
         augment=RandomShift(max_shift=1),
+        crop=nn.Identity(),
+        centroid_accuracy=None,
         optimizer=partial(SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=partial(warmup_cosine, num_warmup=2, num_steps=num_steps),
         label_smoothing=0.1,
@@ -71,7 +74,7 @@ def test_holds_out_the_last_images_of_each_class() -> None:
     data = build_data()
     assert data.val_rows.tolist() == [6, 7, 11, 12, 18, 19]
     assert sorted([*data.train_rows.tolist(), *data.val_rows.tolist()]) == list(range(20))
-    batches = list(data.val_dataloader())
+    batches = list(OrderedBatches(data.store, data.val_rows, batch_size=4))
     assert [len(batch.labels) for batch in batches] == [4, 2]
     assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -80,7 +83,16 @@ def test_each_pass_visits_every_training_image_once_and_drops_the_rest() -> None
     data = build_data()
     orders = []
     for first in (0, 3, 0):  # 14 training images make passes of three batches
-        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=3, step=partial(int, first))
+        stream = ShuffledBatches(
+            data.store,
+            data.train_rows,
+            batch_size=4,
+            num_parts=1,
+            parts=range(1),
+            seed=3,
+            length=3,
+            step=partial(int, first),
+        )
         batches = list(stream)
         assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * 3
         numbers = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist()
@@ -98,7 +110,16 @@ def test_a_stream_entered_anywhere_gives_the_batches_of_those_steps(first: int) 
     data = build_data()
 
     def images(step: int) -> list[list[int]]:
-        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=4, step=partial(int, step))
+        stream = ShuffledBatches(
+            data.store,
+            data.train_rows,
+            batch_size=4,
+            num_parts=1,
+            parts=range(1),
+            seed=3,
+            length=4,
+            step=partial(int, step),
+        )
         return [batch.images[:, 0, 0, 0].tolist() for batch in stream]
 
     straight = images(0) + images(4)
