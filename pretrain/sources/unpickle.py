@@ -50,7 +50,8 @@ class _Unpickler(pickle.Unpickler):
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))  # numpy 2 moved them
+        known_as = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")  # numpy 2, Python 2
+        allowed = _ALLOWED.get((known_as, name))
         if allowed is None:
             raise _RefusedError(
                 f"{self.path} asks for {module}.{name}; only arrays and plain containers are read from a pickle, "
@@ -77,6 +78,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): bytes,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("builtins", "bytearray"): bytearray,
