@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -91,6 +92,12 @@ def stream_split(
         if other != partial:
             other.unlink()
     with partial.open("ab") as file:
+        needed, free = len(head) + math.prod(shape) - file.tell(), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"{path} needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on its disk; "
+                f"make room, or choose another folder with dirs.images=..."
+            )
         done = (file.tell() - len(head)) // image_bytes
         if done < 0:  # not even the head is whole
             file.truncate(0)
@@ -129,10 +136,10 @@ def missing_splits(folder: Path, data: str, source: dict[str, Any]) -> list[str]
 def read_split(folder: Path, split: str) -> ImageStore:
     """The checked split; ``images`` is a private memory map, so only the rows in use are read."""
     path = split_path(folder, split)
-    command = f"python train.py stage=prepare data={folder.name}"
+    command = "`python train.py stage=prepare` and the same data"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with `{command}`")
-    remedy = f"delete it and make it again with `{command}`"
+        raise FileNotFoundError(f"{path} does not exist; make it with {command}")
+    remedy = f"delete it and make it again with {command}"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -114,6 +114,8 @@ def test_every_format_becomes_features_and_a_meta_training_step(command, tmp_pat
     assert result["num_steps"] == 1
     assert result["data"] == data
     assert 0 <= result["accuracy"] <= 1
+    # Where outside files lie is no setting of what was made from them.
+    assert command(*overrides, *EXTRACTOR, *META, "run_dir=run", "data.source.path=elsewhere") == ""
 
 
 def test_the_authors_features_need_no_stage_1(command, tmp_path):
@@ -131,7 +133,7 @@ def test_the_authors_features_need_no_stage_1(command, tmp_path):
     assert not (tmp_path / "images").exists()
     assert command(*overrides, "run_dir=run") == ""
     assert json.loads((tmp_path / "run" / "result.json").read_text())["num_steps"] == 1
-    assert command(*overrides, path, "run_dir=run") == "", "where the files lay is no setting of a run"
+    assert command(*overrides, path, "run_dir=run") == ""
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,7 @@ def test_the_authors_features_need_no_stage_1(command, tmp_path):
             ["experiment=mini_1shot", "features=leo_embeddings"],
             "features.source.path is not set; .*miniImageNet/center/{train,val,test}_embeddings.pkl",
         ),
+        (["features=leo_embeddings"], "the authors published no features of data=glyphs"),
         (["data=glyphs", "data.source=null"], "images/glyphs/train.safetensors does not exist"),
     ],
     ids=str,

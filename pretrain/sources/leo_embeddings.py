@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,14 @@ def build(
     data: str,
     crop: str,
     layer: int,
-    split_file: str,
-    num_images: dict[str, int] | None,
+    split_file: str | None,
+    num_images: Mapping[str, int] | None,
 ) -> None:
     """Write the feature files that ``folder`` lacks, the number of classes and of images of each split checked."""
     missing = [split for split in SPLITS if not (folder / f"{split}.safetensors").exists()]
     if not missing:
         return
-    if data not in DATA:
+    if data not in DATA or split_file is None:
         raise ValueError(f"the authors published no features of data={data}; use data={' or data='.join(DATA)}")
     inner = Path(DATA[data], crop)
     root = existing(

@@ -14,6 +14,8 @@ from pretrain.sources.writing import Split, Splits, split_rows, write_store
 
 log = logging.getLogger(__name__)
 
+PARTS = {"images_background": True, "images_evaluation": False}  # folder: torchvision's ``background``
+
 
 class Drawing(NamedTuple):
     """One drawing, turned anticlockwise by ``quarters`` of a full turn."""
@@ -25,7 +27,7 @@ class Drawing(NamedTuple):
 def build(folder: Path, *, path: str, image_size: int, split_file: str, images_per_class: int, rotations: bool) -> None:
     """Write the characters of ``split_file``; with ``rotations``, each of train is four classes, one a quarter turn.
 
-    Where ``path`` has no ``omniglot-py/``, torchvision downloads it there first.
+    What of ``omniglot-py/`` is missing in ``path``, torchvision downloads there first.
     """
     write_store(
         folder,
@@ -37,22 +39,19 @@ def build(folder: Path, *, path: str, image_size: int, split_file: str, images_p
 
 def _open(path: Path, image_size: int, split_file: str, images_per_class: int, rotations: bool) -> tuple[str, Splits]:
     root = path / "omniglot-py"
-    if not root.is_dir():
-        log.info("downloading Omniglot to %s", path)
+    for part, background in PARTS.items():
+        if (root / part).is_dir():
+            continue
+        log.info("downloading Omniglot's %s to %s", part, path)
         try:
-            for background in (True, False):
-                Omniglot(path, background=background, download=True)
+            Omniglot(path, background=background, download=True)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"Omniglot could not be downloaded to {path} ({error}); fetch {Omniglot.download_url_prefix}/"
                 f"images_background.zip and images_evaluation.zip, unpack both into omniglot-py/, and add "
                 f"data.source.path=PATH, the folder with omniglot-py/"
             ) from error
-    alphabets = {
-        alphabet.name: alphabet
-        for part in ("images_background", "images_evaluation")
-        for alphabet in (root / part).glob("*")
-    }
+    alphabets = {alphabet.name: alphabet for part in PARTS for alphabet in (root / part).glob("*")}
     listed: dict[str, dict[str, list[Drawing]]] = {}
     for split, rows in split_rows(split_file).items():
         listed[split] = {}

@@ -230,14 +230,12 @@ def python2_pickle(content):
 
 
 class Python2Pickler(pickle._Pickler):
-    dispatch = dict(pickle._Pickler.dispatch)
-
     def save_byte_string(self, value):
         content = value.encode("latin1") if isinstance(value, str) else value
         self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
         self.memoize(value)
 
-    dispatch[bytes] = dispatch[str] = save_byte_string
+    dispatch = pickle._Pickler.dispatch | {bytes: save_byte_string, str: save_byte_string}
 
 
 def _text(path, lines):
