@@ -16,7 +16,7 @@ def matches(path: Path) -> bool:
 
 
 def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits:
-    """A pickle a split, opened when its turn comes; it takes its size in memory, about twice that to open."""
+    """A pickle a split, opened when its turn comes; it takes its size in memory, up to twice that to open."""
     files = {split: _file(path, split) for split in expected}
     return {split: partial(_open, files[split], split, wanted, image_size) for split, wanted in expected.items()}
 

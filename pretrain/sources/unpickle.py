@@ -12,8 +12,8 @@ import numpy as np
 def load(path: Path) -> Any:
     """The content of the pickle at ``path``; texts of Python 2 are read as Latin-1.
 
-    Anything but arrays and plain containers is refused before it is made. Memory: the content, and while it is read
-    up to as much again, as the reader keeps each array's bytes to the end.
+    Anything but arrays and plain containers is refused before it is made. Memory: the size of the file; twice that
+    while one that Python 2 wrote is read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -65,14 +65,9 @@ def _encode(value: str, encoding: str) -> bytes:
     return codecs.latin_1_encode(value)[0] if encoding == "latin1" else value.encode("ascii")
 
 
-def _dtype(name: str, align: int | bool = False, copy: int | bool = True) -> np.dtype:
-    """Old pickles give numbers where numpy wants truth values."""
-    return np.dtype(name, bool(align), bool(copy))
-
-
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
     ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]

@@ -171,7 +171,7 @@ def leo_embeddings(root, data="miniImageNet", crop="center"):
 
 
 def cifar100(root, per_class=(3, 2)):
-    """Training and test images of the 100 classes; image k of class c is of the grey 2 c + k."""
+    """Training and test images of the 100 classes; image k of class c has red 2 c + k, green 7, and its row as blue."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     coarse = {name: i for i, names in enumerate(SUPERCLASSES.values()) for name in names.split()}
@@ -179,9 +179,11 @@ def cifar100(root, per_class=(3, 2)):
     k = 0
     for part, count in zip(("train", "test"), per_class, strict=True):
         labels = [c for _ in range(count) for c in range(100)]
-        greys = [2 * c + k + i for i in range(count) for c in range(100)]
+        reds = [2 * c + k + i for i in range(count) for c in range(100)]
         content = {
-            "data": np.repeat(np.array(greys, np.uint8)[:, None], 3072, axis=1),
+            "data": np.stack(
+                [np.concatenate([np.full(1024, red), np.full(1024, 7), np.arange(1024) // 32]) for red in reds]
+            ).astype(np.uint8),
             "fine_labels": labels,
             "coarse_labels": [coarse[order[c]] for c in labels],
             "filenames": [f"{order[c]}_s_{i:06d}.png" for i, c in enumerate(labels)],
@@ -230,6 +232,13 @@ def python2_pickle(content):
 
 
 class Python2Pickler(pickle._Pickler):
+    def reducer_override(self, value):
+        """Types of arrays have numbers where numpy 2 has truth values."""
+        if not isinstance(value, np.dtype):
+            return NotImplemented
+        make, (name, align, copy), *state = value.__reduce__()
+        return make, (name, int(align), int(copy)), *state
+
     def save_byte_string(self, value):
         content = value.encode("latin1") if isinstance(value, str) else value
         self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)

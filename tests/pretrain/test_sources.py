@@ -121,8 +121,10 @@ def test_cifar_takes_training_and_test_images_of_each_class(tmp_path, name, size
     stores = [read_split(tmp_path / name, split) for split in SPLITS]
     assert [len(store.class_names) for store in stores] == sizes
     for store in stores:
-        greys = [2 * fine.index(name) + k for name in store.class_names for k in range(5)]
-        assert store.images.eq(torch.tensor(greys)[:, None, None, None]).all()
+        reds = torch.tensor([2 * fine.index(name) + k for name in store.class_names for k in range(5)])
+        assert store.images[..., 0].eq(reds[:, None, None]).all()
+        assert store.images[..., 1].eq(7).all()
+        assert store.images[..., 2].eq(torch.arange(32)[:, None]).all()
     names = [set(store.class_names) for store in stores]
     if name == "fc100":
         assert {"baby", "boy", "girl", "man", "woman"} < names[2]
