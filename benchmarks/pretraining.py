@@ -187,9 +187,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    print(
-        f"{result['network']}, {options.size}x{options.size}, batch {options.batch}, {device}, torch {torch.__version__}"
-    )
+    size = f"{options.size}x{options.size}, batch {options.batch}"
+    print(f"{result['network']}, {size}, {device}, torch {torch.__version__}")
     for name, rate in rates.items():
         spread = [f"{options.batch / value:.1f}" for value in sorted(times[name], reverse=True)]
         print(f"  {name:5} {rate:10.1f} images/s  (of {', '.join(spread)})")
