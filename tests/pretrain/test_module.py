@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import SGD
 
-from pretrain.augment import Crop, RandomShift
+from pretrain.augment import InceptionAugment, RandomShift
 from pretrain.data import ShuffledBatches, TrainImages
 from pretrain.module import Pretraining, warmup_cosine
 from pretrain.store import ImageStore, read_split, write_split
@@ -206,11 +206,15 @@ def test_warmup_cosine_by_hand() -> None:
 
 def test_the_input_is_as_exact_in_bf16_training() -> None:
     module = build_module(num_steps=3)
-    images = torch.randint(256, (4, 9, 9, 1), dtype=torch.uint8)
-    crop = Crop(area=0.7, size=8)
-    exact = module.to_input(images, crop)
+    images = torch.randint(256, (4, 9, 9, 3), dtype=torch.uint8)
+    augment = InceptionAugment(
+        size=8, area=(0.2, 1), aspect=(0.5, 2), brightness=0.1, contrast=0.5, saturation=0.5, hue=0.2
+    )
+    seed_everything(0)
+    exact = module.to_input(images, augment)
+    seed_everything(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(module.to_input(images, crop), exact)
+        assert torch.equal(module.to_input(images, augment), exact)
 
 
 def test_accumulated_parts_take_a_step_per_batch(tmp_path: Path) -> None:
