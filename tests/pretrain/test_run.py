@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -66,16 +66,26 @@ def test_one_training_exports_single_views_and_the_mean_of_ten(composed, toy, tm
     assert not torch.allclose(single, mean)
     torch.testing.assert_close(single, mean, atol=0.2, rtol=0)
 
-    with (run / "metrics.csv").open(newline="") as file:
-        logged = {row["name"] for row in csv.DictReader(file)}
-    assert logged == {f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy")} | {
-        "val/centroid_accuracy"
-    }
+    assert {name for _, name in rows(run)} == {
+        f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy")
+    } | {"val/centroid_accuracy"}
 
 
 def test_multiview_needs_crops(composed):
     with pytest.raises(ValueError, match="views=multiview needs crops, and data=glyphs uses full images"):
         pretrain(composed("views=multiview"))
+
+
+def two_processes(*overrides):
+    """The command line for two CPU processes."""
+    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true"]
+    return [sys.executable, str(ROOT / "train.py"), "stage=pretrain", *ddp, *overrides]
+
+
+def rows(run):
+    """What was logged in the run folder, by step and name."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
 
 
 def test_two_processes_train_as_one(composed, toy, tmp_path):
@@ -87,9 +97,8 @@ def test_two_processes_train_as_one(composed, toy, tmp_path):
         return [*plain, *(f"dirs.{kind}={folders[name] / kind}" for kind in ("runs", "features"))]
 
     pretrain(composed(*overrides("one")))
-    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true"]
     finished = subprocess.run(
-        [sys.executable, ROOT / "train.py", "stage=pretrain", *ddp, *overrides("two")],
+        two_processes(*overrides("two")),
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -100,20 +109,32 @@ def test_two_processes_train_as_one(composed, toy, tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "MEMBER: 2/2" in finished.stdout
 
-    one, two = (next(path.glob("runs/*/last.ckpt")) for path in folders.values())
-    weights, expected = (torch.load(path, weights_only=True)["state_dict"] for path in (two, one))
+    one, two = (next(path.glob("runs/*")) for path in folders.values())
+    weights, expected = (torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (two, one))
     assert weights.keys() == expected.keys()
     torch.testing.assert_close(weights, expected, atol=1e-4, rtol=1e-3)
-
-    def rows(checkpoint: Path):
-        with checkpoint.with_name("metrics.csv").open(newline="") as file:
-            return {(row["step"], row["name"]): float(row["value"]) for row in csv.DictReader(file)}
-
     assert rows(two) == pytest.approx(rows(one), abs=1e-3)
     for name in ("mini_imagenet-wrn_28_10-layer9", "mini_imagenet-wrn_28_10-layer10"):
         torch.testing.assert_close(
             *(features(path / "features", name)[0] for path in folders.values()), atol=1e-3, rtol=0
         )
+
+
+@pytest.mark.slow(reason="starts two processes twice, half a minute")
+def test_two_processes_end_on_sigterm_and_go_on(toy, tmp_path):
+    changes = ["data.pretrain.max_steps=100", "data.pretrain.val_every=20"]
+    folders = [f"dirs.{kind}={tmp_path / kind}" for kind in ("runs", "features")]
+    command = two_processes(*toy, *changes, *folders)
+    run = tmp_path / "runs/pretrain-mini_imagenet-wrn_28_10-seed0"
+    started = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 100
+    while not (run / "last.ckpt").exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.terminate()
+    assert started.wait(20) == 143
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] < 100
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120, check=True)
+    assert {step for step, _ in rows(run)} == set(range(100))
 
 
 @pytest.mark.parametrize(
