@@ -44,7 +44,7 @@ class CentroidAccuracy:
 
     def __call__(self, represent: Callable[[Tensor], Tensor]) -> float:
         """A fraction; ``represent`` makes features [B, D] of uint8 images [B, H, W, C]."""
-        features = torch.cat([represent(batch.images) for batch in self.batches])
+        features = torch.cat([represent(self.batches[index].images) for index in range(len(self.batches))])
         features = F.normalize(features, dim=1).unflatten(0, self.shape)
         correct = [self.correct(features[classes, images]) for classes, images in self.tasks]
         return torch.stack(correct).mean().item()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pretrain.store import ImageStore
 
@@ -70,7 +71,7 @@ class ShuffledBatches:
                 yield read(self.store, self.labels, batch[part])
 
 
-class OrderedBatches:
+class OrderedBatches(Dataset[ImageBatch]):
     """The images of ``rows`` in this order, at most ``batch_size`` at a time, read when they are asked for."""
 
     def __init__(self, store: ImageStore, rows: Tensor, *, batch_size: int) -> None:
@@ -79,8 +80,8 @@ class OrderedBatches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        return (read(self.store, self.labels, rows) for rows in self.batches)
+    def __getitem__(self, index: int) -> ImageBatch:
+        return read(self.store, self.labels, self.batches[index])
 
 
 class TrainImages(LightningDataModule):
@@ -126,13 +127,14 @@ class TrainImages(LightningDataModule):
             step=lambda: trainer.global_step,
         )
 
-    def val_dataloader(self) -> OrderedBatches:
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
         """This process's share of the held-out images, in the parts that training has them in."""
         trainer = self.trainer
         assert trainer is not None
         num_parts = trainer.world_size * trainer.accumulate_grad_batches
-        return OrderedBatches(
+        batches = OrderedBatches(
             self.store,
             self.val_rows[trainer.global_rank :: trainer.world_size],
             batch_size=self.batch_size // num_parts,
         )
+        return DataLoader(batches, batch_size=None)

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import MeanMetric
 
 from pretrain.augment import to_float
 from pretrain.centroid import CentroidAccuracy
@@ -59,6 +60,8 @@ class Pretraining(LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.label_smoothing = label_smoothing
+        # Lightning's own mean over processes of unequal shares rounds the number of images.
+        self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean))
@@ -89,13 +92,15 @@ class Pretraining(LightningModule):
         """Plain cross-entropy, without label smoothing, and accuracy over the held-out images."""
         logits = self.network(self.to_input(batch.images, self.crop))
         size = len(batch.labels)
-        self.log("val/loss", F.cross_entropy(logits, batch.labels), batch_size=size, sync_dist=True)
-        self.log("val/accuracy", accuracy(logits, batch.labels), batch_size=size, sync_dist=True)
+        self.val_loss.update(F.cross_entropy(logits, batch.labels), size)
+        self.val_accuracy.update(accuracy(logits, batch.labels), size)
+        self.log("val/loss", self.val_loss, batch_size=size)
+        self.log("val/accuracy", self.val_accuracy, batch_size=size)
 
     def on_validation_epoch_end(self) -> None:
         """All processes compute the same."""
         if self.centroid_accuracy is not None:
-            self.log("val/centroid_accuracy", self.centroid_accuracy(self.represent), rank_zero_only=True)
+            self.log("val/centroid_accuracy", self.centroid_accuracy(self.represent), sync_dist=True)
 
     def represent(self, images: Tensor) -> Tensor:
         """The last features, float [B, D], of uint8 images [B, H, W, C]."""

@@ -2,12 +2,16 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -60,6 +64,8 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, partial(end_at_once, trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.add_seconds()
@@ -86,6 +92,16 @@ class RunCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
+
+
+def end_at_once(trainer: pl.Trainer, signum: int, frame: FrameType | None) -> None:
+    """End all processes of a distributed training with 143; the checkpoint of the last validation stands.
+
+    Lightning's own handler waits for the other processes in an operation that they never reach.
+    """
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
+    os._exit(143)
 
 
 class RunProgressBar(RichProgressBar):

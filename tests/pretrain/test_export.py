@@ -85,6 +85,22 @@ def test_one_pass_equals_a_pass_per_layer(tmp_path: Path) -> None:
         assert torch.equal(read(alone / "val.safetensors")[0], read(folder / "val.safetensors")[0])
 
 
+def test_features_are_the_mean_over_the_views(tmp_path: Path) -> None:
+    store = build_store("val", (4, 4))
+
+    def mirrored(images: Tensor) -> Tensor:
+        return TO_INPUT(images.flip(2))
+
+    views = {"one": [TO_INPUT], "other": [mirrored], "both": [TO_INPUT, mirrored]}
+    features = {}
+    for name, to_inputs in views.items():
+        folders: dict[int | str, Path] = {9: tmp_path / name}
+        export(build_network(), [store], folders, to_inputs=to_inputs, batch_size=3, origin=ORIGIN)
+        features[name] = read(tmp_path / name / "val.safetensors")[0]
+    assert not torch.allclose(features["one"], features["other"])
+    torch.testing.assert_close(features["both"], (features["one"] + features["other"]) / 2)
+
+
 def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
     store = build_store("train", (3, 5))
 
