@@ -1,10 +1,10 @@
 """Pickles of others, read without running what they name: numpy arrays, numbers, texts and plain containers only."""
 
-import codecs
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,9 +19,9 @@ def load(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file:
         try:
-            return _Unpickler(file, path).load()
+            return _Unpickler(file, encoding="latin1").load()
         except _RefusedError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(f"{path}: {error}") from None
         except Exception as error:  # damaged bytes may mean any instruction, so any error
             raise ValueError(
                 f"{path} is truncated or not a pickle ({type(error).__name__}: {error}); fetch it again"
@@ -45,36 +45,70 @@ class _RefusedError(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(file, encoding="latin1")
-        self.path = path
-
     def find_class(self, module: str, name: str) -> Any:
         known_as = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")  # numpy 2, Python 2
         allowed = _ALLOWED.get((known_as, name))
         if allowed is None:
             raise _RefusedError(
-                f"{self.path} asks for {module}.{name}; only arrays and plain containers are read from a pickle, "
-                f"as others could run code"
+                f"it asks for {module}.{name}; only arrays and plain containers are read from a pickle, as others "
+                f"could run code"
             )
         return allowed
 
 
-def _encode(value: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes; no other codec is needed."""
-    return codecs.latin_1_encode(value)[0] if encoding == "latin1" else value.encode("ascii")
+class _Array(np.ndarray):
+    """An array to be filled; the type of its elements is made anew, so that no bytes can pass for objects."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *_, shape, dtype, is_fortran, content = state
+        super().__setstate__((1, shape, dtype.make(), is_fortran, content))
 
 
+class _Dtype:
+    """The type of an array's elements, by numpy's code and byte order; one with fields is refused."""
+
+    order: Any
+
+    def __init__(self, code: str, align: bool, copy: bool) -> None:
+        if not re.fullmatch(r"[a-zA-Z]\d*", code):
+            raise _RefusedError(f"an array of type {code!r} is not read from a pickle")
+        self.code, self.order = code, "="  # until its state says more
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def make(self) -> np.dtype:
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+def _reconstruct(kind: str, shape: tuple[int], code: str) -> np.ndarray:
+    return np.ndarray.__new__(_Array, (0,), np.uint8)
+
+
+def _from_buffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
+    return np.frombuffer(content, dtype.make()).reshape(shape, order=order)
+
+
+def _scalar(dtype: _Dtype, content: bytes | str) -> Any:
+    return np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, dtype.make())[0]
+
+
+def _encode(content: str, encoding: str) -> bytes:
+    """How protocol 2 writes bytes, the one codec that is needed."""
+    return content.encode("latin1")
+
+
+# Nothing of numpy itself: numpy.ndarray, called with bytes for a buffer, would take them for addresses of objects.
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
-    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "bytes"): bytes,
+    ("builtins", "bytearray"): bytearray,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
-    ("builtins", "bytearray"): bytearray,
 }

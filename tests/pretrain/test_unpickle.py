@@ -72,7 +72,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path, monkeypatch, cal
     arguments = {os.system: ["touch run"], eval: ["__import__('os').mkdir('run')"], open: ["run", "w"]}[call]
     content = {"image_data": np.zeros(2), "class_dict": [Runs(call, *arguments)]}
     file = dumped(tmp_path, content, protocol)
-    with pytest.raises(ValueError, match=rf"a.pkl asks for {name}; only arrays and plain containers are read"):
+    with pytest.raises(ValueError, match=rf"a.pkl: it asks for {name}; only arrays and plain containers are read"):
         load(file)
     assert not (tmp_path / "run").exists()
     if call is not open:
@@ -90,6 +90,41 @@ def test_other_objects_are_refused(tmp_path, content):
         dumped(tmp_path, content, 2)
     with pytest.raises(ValueError, match="asks for .*; only arrays and plain containers are read from a pickle"):
         load(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Runs(np.ndarray, (1,), np.dtype("O"), b"\1" * 8),
+        Runs(np._core.multiarray.scalar, np.dtype("O"), b"\1" * 8),
+        Runs(np._core.numeric._frombuffer, b"\1" * 8, np.dtype("O"), (1,), "C"),
+        Runs(np.dtype, "u1,O", False, True),
+    ],
+    ids=["ndarray", "scalar", "_frombuffer", "fields"],
+)
+def test_bytes_never_pass_for_addresses_of_objects(tmp_path, content):
+    """Read by pickle itself, the first of these ends the process."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="a.pkl"):
+        load(tmp_path / "a.pkl")
+
+
+def test_an_array_of_objects_needs_a_list(tmp_path):
+    array = pickle.dumps(np.array(["x"], dtype=object), protocol=2)
+    assert array.count(b"]q") == 1  # its list
+    start = array.index(b"]q")
+    forged = array[:start] + pickle.SHORT_BINBYTES + b"\x08" + b"\1" * 8 + array[array.index(b"a", start) + 1 :]
+    (tmp_path / "a.pkl").write_bytes(forged)
+    with pytest.raises(
+        ValueError, match="a.pkl is truncated or not a pickle .TypeError: object pickle not returning list"
+    ):
+        load(tmp_path / "a.pkl")
+
+
+def test_byte_order_is_kept(tmp_path):
+    numbers = np.array([1, 258], dtype=">i4")
+    for protocol in ("Python 2", 2, 5):
+        assert load(dumped(tmp_path, {"a": numbers}, protocol))["a"].tolist() == [1, 258]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 100, -1])
