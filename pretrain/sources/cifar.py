@@ -14,13 +14,14 @@ from pretrain.sources.writing import Split, Splits, split_rows, write_store
 log = logging.getLogger(__name__)
 
 
-def build(folder: Path, *, path: str, split_file: str, images_per_class: int) -> None:
+def build(folder: Path, *, path: str, data: str, split_file: str, images_per_class: int) -> None:
     """Write the splits of the classes, or superclasses, that ``split_file`` names, from training and test images.
 
     Where ``path`` has no ``cifar-100-python/``, torchvision downloads it there first.
     """
     write_store(
         folder,
+        data=data,
         image_shape=(32, 32, 3),
         source={"split_file": split_file},
         open_source=partial(_open, Path(path), split_file, images_per_class),

@@ -12,7 +12,7 @@ from pretrain.store import SPLITS
 
 
 def build(
-    folder: Path, *, path: str | None, image_size: int, seed: int, val_fraction: float, test_fraction: float
+    folder: Path, *, path: str | None, data: str, image_size: int, seed: int, val_fraction: float, test_fraction: float
 ) -> None:
     """Write the images below ``path``; class folders alone are split by class, drawn with ``seed`` and recorded."""
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -21,6 +21,7 @@ def build(
     drawn = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     write_store(
         folder,
+        data=data,
         image_shape=(image_size, image_size, 3),
         source={"image_size": image_size, **drawn},
         open_source=partial(_open, path, image_size, seed, val_fraction, test_fraction),

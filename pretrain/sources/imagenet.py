@@ -10,21 +10,22 @@ MINI = {"ilsvrc": ilsvrc.FORMAT, "pickles": mini_pickles.FORMAT, "csv": csv_imag
 TIERED = {"ilsvrc": ilsvrc.FORMAT, "pickles": tiered_pickles.FORMAT}
 
 
-def build_mini(folder: Path, *, path: str | None, image_size: int, split_file: str) -> None:
+def build_mini(folder: Path, *, path: str | None, data: str, image_size: int, split_file: str) -> None:
     """Write miniImageNet: the images that ``split_file`` lists, 600 a class (Ravi & Larochelle, 2017)."""
-    _build(folder, path, image_size, split_file, None, MINI)
+    _build(folder, path, data, image_size, split_file, None, MINI)
 
 
 def build_tiered(
-    folder: Path, *, path: str | None, image_size: int, split_file: str, num_images: Mapping[str, int]
+    folder: Path, *, path: str | None, data: str, image_size: int, split_file: str, num_images: Mapping[str, int]
 ) -> None:
     """Write tieredImageNet: all images of the classes in ``split_file`` (Ren et al., 2018), ``num_images`` a split."""
-    _build(folder, path, image_size, split_file, num_images, TIERED)
+    _build(folder, path, data, image_size, split_file, num_images, TIERED)
 
 
 def _build(
     folder: Path,
     path: str | None,
+    data: str,
     image_size: int,
     split_file: str,
     num_images: Mapping[str, int] | None,
@@ -36,6 +37,7 @@ def _build(
 
     write_store(
         folder,
+        data=data,
         image_shape=(image_size, image_size, 3),
         source={"image_size": image_size, "split_file": split_file},
         open_source=open_source,

@@ -24,13 +24,16 @@ class Drawing(NamedTuple):
     quarters: int
 
 
-def build(folder: Path, *, path: str, image_size: int, split_file: str, images_per_class: int, rotations: bool) -> None:
+def build(
+    folder: Path, *, path: str, data: str, image_size: int, split_file: str, images_per_class: int, rotations: bool
+) -> None:
     """Write the characters of ``split_file``; with ``rotations``, each of train is four classes, one a quarter turn.
 
     What of ``omniglot-py/`` is missing in ``path``, torchvision downloads there first.
     """
     write_store(
         folder,
+        data=data,
         image_shape=(image_size, image_size, 1),
         source={"image_size": image_size, "split_file": split_file, "rotations": rotations},
         open_source=partial(_open, Path(path), image_size, split_file, images_per_class, rotations),

@@ -51,6 +51,7 @@ class Format(NamedTuple):
 def write_store(
     folder: Path,
     *,
+    data: str,
     image_shape: tuple[int, int, int],
     source: dict[str, Any],
     open_source: Callable[[], tuple[str, Splits]],
@@ -61,7 +62,6 @@ def write_store(
     several processes at once: one writes, the others wait and find the work done. Memory: the list of the images
     (about 200 bytes each), what a format keeps open, and ``_CHUNK`` decoded images.
     """
-    data = folder.name
     if not missing_splits(folder, data, source):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,15 +72,17 @@ def write_store(
         source = source | {"format": format_name}
         log.info("%s: making the images from %s", folder, format_name)
         for split in missing_splits(folder, data, source):
-            _write(folder, split, splits[split](), image_shape, source)
+            _write(folder, data, split, splits[split](), image_shape, source)
 
 
-def _write(folder: Path, split: str, images: Split, image_shape: tuple[int, int, int], source: dict[str, Any]) -> None:
+def _write(
+    folder: Path, data: str, split: str, images: Split, image_shape: tuple[int, int, int], source: dict[str, Any]
+) -> None:
     items = list(chain.from_iterable(images.classes.values()))
     with Progress(console=Console(stderr=True)) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def images_after(done: int) -> Iterator[NDArray[np.uint8]]:
-            bar = progress.add_task(f"{folder.name}: {split}", total=len(items), completed=done)
+            bar = progress.add_task(f"{data}: {split}", total=len(items), completed=done)
             for start in range(done, len(items), _CHUNK):
                 for image in pool.map(images.read, items[start : start + _CHUNK]):
                     yield image
@@ -92,7 +94,7 @@ def _write(folder: Path, split: str, images: Split, image_shape: tuple[int, int,
             images_after,
             image_shape=image_shape,
             class_sizes={name: len(members) for name, members in images.classes.items()},
-            data=folder.name,
+            data=data,
             source=source,
             content="\n".join(map(repr, items)),
         )

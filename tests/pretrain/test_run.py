@@ -31,6 +31,7 @@ def toy(tmp_path):
     return [
         "data=mini_imagenet",
         f"data.folder={tmp_path / 'toy'}",
+        "data.source=null",
         "backbone.depth=10",
         "backbone.width=1",
         "backbone.mid_level=9",

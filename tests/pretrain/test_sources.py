@@ -25,6 +25,7 @@ def mini(tmp_path):
         imagenet.build_mini,
         tmp_path / "mini",
         path=str(tmp_path / "raw"),
+        data="birds",
         image_size=84,
         split_file=str(layouts.mini_split_file(tmp_path)),
     )
@@ -36,6 +37,7 @@ def tiered(tmp_path):
         imagenet.build_tiered,
         tmp_path / "tiered",
         path=str(tmp_path / "raw"),
+        data="birds",
         image_size=84,
         split_file=str(layouts.tiered_split_file(tmp_path)),
         num_images=TIERED_COUNTS,
@@ -77,7 +79,7 @@ def test_mini_imagenet_holds_the_images_of_its_split_in_the_order_of_their_numbe
     mini()
     for split in SPLITS:
         store = read_split(tmp_path / "mini", split)
-        assert store.class_names == CLASSES[split]
+        assert (store.data, store.class_names) == ("birds", CLASSES[split])
         assert store.offsets.diff().tolist() == [len(PLACES)] * len(CLASSES[split])
         expected = [colour(NAMES.index(name), place - 1) for name in CLASSES[split] for place in PLACES]
         assert_colours(store, expected, atol)
@@ -116,7 +118,7 @@ def test_the_splits_that_the_project_carries():
 @pytest.mark.parametrize(("name", "sizes"), [("cifar_fs", [64, 16, 20]), ("fc100", [60, 20, 20])])
 def test_cifar_takes_training_and_test_images_of_each_class(tmp_path, name, sizes):
     layouts.cifar100(tmp_path / "raw")
-    cifar.build(tmp_path / name, path=str(tmp_path / "raw"), split_file=f"{name}.csv", images_per_class=5)
+    cifar.build(tmp_path / name, path=str(tmp_path / "raw"), data="birds", split_file=f"{name}.csv", images_per_class=5)
     fine = sorted(" ".join(layouts.SUPERCLASSES.values()).split())
     stores = [read_split(tmp_path / name, split) for split in SPLITS]
     assert [len(store.class_names) for store in stores] == sizes
@@ -137,7 +139,12 @@ def test_omniglot_with_rotations_as_train_classes(tmp_path):
     split_file = layouts.omniglot_split_file(tmp_path)
     layouts.omniglot(tmp_path / "raw", split_file)
     build = partial(
-        omniglot.build, path=str(tmp_path / "raw"), image_size=28, split_file=str(split_file), images_per_class=3
+        omniglot.build,
+        path=str(tmp_path / "raw"),
+        data="birds",
+        image_size=28,
+        split_file=str(split_file),
+        images_per_class=3,
     )
     build(tmp_path / "turned", rotations=True)
     build(tmp_path / "plain", rotations=False)
@@ -159,7 +166,14 @@ def test_omniglot_with_rotations_as_train_classes(tmp_path):
 
 def test_class_folders_are_split_by_seed_and_the_split_is_recorded(tmp_path):
     layouts.image_folder(tmp_path / "raw", with_splits=False)
-    build = partial(image_folder.build, path=str(tmp_path / "raw"), image_size=84, val_fraction=0.3, test_fraction=0.15)
+    build = partial(
+        image_folder.build,
+        path=str(tmp_path / "raw"),
+        data="birds",
+        image_size=84,
+        val_fraction=0.3,
+        test_fraction=0.15,
+    )
     names = {}
     for seed in (0, 0, 1):
         folder = tmp_path / f"seed{seed}-{len(names)}"
@@ -519,7 +533,9 @@ def test_damaged_cifar(tmp_path, damage, message):
     layouts.cifar100(tmp_path / "raw")
     damage(tmp_path / "raw" / "cifar-100-python")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        cifar.build(tmp_path / "fs", path=str(tmp_path / "raw"), split_file="cifar_fs.csv", images_per_class=5)
+        cifar.build(
+            tmp_path / "fs", path=str(tmp_path / "raw"), data="birds", split_file="cifar_fs.csv", images_per_class=5
+        )
 
 
 @pytest.mark.parametrize(
@@ -547,6 +563,7 @@ def test_damaged_omniglot(tmp_path, damage, message):
         omniglot.build(
             tmp_path / "omniglot",
             path=str(tmp_path / "raw"),
+            data="birds",
             image_size=28,
             split_file=str(split_file),
             images_per_class=3,
@@ -586,7 +603,13 @@ def test_damaged_image_folders(tmp_path, with_splits, damage, message):
     damage(tmp_path / "raw")
     with pytest.raises(ValueError, match=message):
         image_folder.build(
-            tmp_path / "birds", path=str(tmp_path / "raw"), image_size=8, seed=0, val_fraction=0.2, test_fraction=0.2
+            tmp_path / "birds",
+            path=str(tmp_path / "raw"),
+            data="birds",
+            image_size=8,
+            seed=0,
+            val_fraction=0.2,
+            test_fraction=0.2,
         )
 
 
@@ -644,7 +667,7 @@ def decode_until_killed(*args):
 ilsvrc.decode = decode_until_killed
 raw, store, split_file = sys.argv[1:]
 num_images = dict(train=400, val=8, test=8)
-imagenet.build_tiered(Path(store), path=raw, image_size=16, split_file=split_file, num_images=num_images)
+imagenet.build_tiered(Path(store), path=raw, data="birds", image_size=16, split_file=split_file, num_images=num_images)
 """
 
 
@@ -671,6 +694,7 @@ def test_after_a_kill_the_work_goes_on_where_it_stopped(tmp_path):
     imagenet.build_tiered(
         tmp_path / "store",
         path=str(tmp_path / "raw"),
+        data="birds",
         image_size=16,
         split_file=str(split_file),
         num_images={"train": 400, "val": 8, "test": 8},
