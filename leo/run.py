@@ -17,6 +17,7 @@ from leo.episodes import TaskStream, check_task_size
 from leo.evaluate import evaluate, fixed_tasks, interval95
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.module import MetaLearning, TaskData
+from runner.config import without_paths
 from runner.folder import run_folder, write_json
 from runner.memory import keep_freed_memory
 from runner.training import make_trainer, train
@@ -188,7 +189,9 @@ def run_config(cfg: DictConfig, tables: dict[str, FeatureTable]) -> dict[str, An
     assert isinstance(config, dict)
     free = ("stage", "logger", "run_dir", "checkpoint", "threads")
     shown = {str(key): value for key, value in config.items() if key not in free}
-    return shown | {"features_origin": {key: value for key, value in tables["train"].origin.items() if key != "config"}}
+    return without_paths(shown) | {
+        "features_origin": {key: value for key, value in tables["train"].origin.items() if key != "config"}
+    }
 
 
 def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:

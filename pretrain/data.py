@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pretrain.store import ImageStore
 
@@ -19,22 +19,45 @@ class ImageBatch(NamedTuple):
     labels: Tensor
 
 
+def read(store: ImageStore, labels: Tensor, rows: Tensor) -> ImageBatch:
+    """A copy of ``rows`` of the memory map, in page-locked memory where a GPU can fetch it while it computes."""
+    batch = ImageBatch(store.images.index_select(0, rows), labels[rows])
+    return ImageBatch(*(part.pin_memory() for part in batch)) if torch.cuda.is_available() else batch
+
+
 class ShuffledBatches:
-    """Endless batches of ``rows`` in shuffled passes, served ``length`` at a time.
+    """Endless batches of ``rows`` in shuffled passes, those of ``length`` steps at a time.
 
     The batch of step s is a function of ``seed`` and s alone, so a resumed run sees what the straight one
     would have seen. ``step`` tells the step at which an iteration begins; it ends at the next multiple of ``length``.
+    Each batch is cut into ``num_parts`` equal parts, of which ``parts`` are served, one after another: the share of
+    one of several processes, or what a step accumulates its gradient from.
     """
 
     def __init__(
-        self, store: ImageStore, rows: Tensor, *, batch_size: int, seed: int, length: int, step: Callable[[], int]
+        self,
+        store: ImageStore,
+        rows: Tensor,
+        *,
+        batch_size: int,
+        num_parts: int,
+        parts: range,
+        seed: int,
+        length: int,
+        step: Callable[[], int],
     ) -> None:
+        if batch_size % num_parts:
+            raise ValueError(
+                f"batch_size={batch_size} cannot be cut into {num_parts} equal parts, the number of processes times "
+                f"accumulate_grad_batches"
+            )
         self.store, self.rows, self.labels = store, rows, store.labels
-        self.batch_size, self.seed, self.length, self.step = batch_size, seed, length, step
+        self.batch_size, self.num_parts, self.parts = batch_size, num_parts, parts
+        self.seed, self.length, self.step = seed, length, step
         self.batches_per_pass = len(rows) // batch_size
 
     def __len__(self) -> int:
-        return self.length
+        return self.length * len(self.parts)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         first, order, shuffled = self.step(), torch.empty(0), -1
@@ -43,8 +66,22 @@ class ShuffledBatches:
             if number != shuffled:
                 permutation = np.random.default_rng([self.seed, number]).permutation(len(self.rows))
                 order, shuffled = self.rows[torch.from_numpy(permutation)], number
-            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            yield ImageBatch(self.store.images[batch], self.labels[batch])
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size].view(self.num_parts, -1)
+            for part in self.parts:
+                yield read(self.store, self.labels, batch[part])
+
+
+class OrderedBatches(Dataset[ImageBatch]):
+    """The images of ``rows`` in this order, at most ``batch_size`` at a time, read when they are asked for."""
+
+    def __init__(self, store: ImageStore, rows: Tensor, *, batch_size: int) -> None:
+        self.store, self.labels, self.batches = store, store.labels, rows.split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ImageBatch:
+        return read(self.store, self.labels, self.batches[index])
 
 
 class TrainImages(LightningDataModule):
@@ -75,18 +112,29 @@ class TrainImages(LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> ShuffledBatches:
+        """This process's share of the batches."""
+        trainer = self.trainer
+        assert trainer is not None
+        per_step = trainer.accumulate_grad_batches
         return ShuffledBatches(
             self.store,
             self.train_rows,
             batch_size=self.batch_size,
+            num_parts=trainer.world_size * per_step,
+            parts=range(trainer.global_rank * per_step, (trainer.global_rank + 1) * per_step),
             seed=self.seed,
             length=self.val_every,
-            step=lambda: self.trainer.global_step,  # type: ignore[union-attr]
+            step=lambda: trainer.global_step,
         )
 
     def val_dataloader(self) -> DataLoader[ImageBatch]:
-        batches = (
-            ImageBatch(self.store.images[rows], self.store.labels[rows])
-            for rows in self.val_rows.split(self.batch_size)
+        """This process's share of the held-out images, in the parts that training has them in."""
+        trainer = self.trainer
+        assert trainer is not None
+        num_parts = trainer.world_size * trainer.accumulate_grad_batches
+        batches = OrderedBatches(
+            self.store,
+            self.val_rows[trainer.global_rank :: trainer.world_size],
+            batch_size=self.batch_size // num_parts,
         )
-        return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(batches, batch_size=None)

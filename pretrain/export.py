@@ -5,7 +5,7 @@ is rows offsets[c] to offsets[c + 1]. Everything else is string metadata.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,21 +36,22 @@ def export(
     stores: Iterable[ImageStore],
     folders: Mapping[int | str, Path],
     *,
-    to_input: Callable[[Tensor], Tensor],
+    to_inputs: Sequence[Callable[[Tensor], Tensor]],
     batch_size: int,
     origin: Origin,
 ) -> None:
     """Writes ``<split>.safetensors`` of every store into the folder of every layer, from one pass over the images.
 
     ``folders`` is keyed by layer number or by "pixels": the images themselves, scaled to [0, 1] and flattened.
-    ``to_input`` makes the network's input, float [B, C, H, W], of uint8 images [B, H, W, C].
+    Each of ``to_inputs`` makes the network's input, float [B, C, H, W], of uint8 images [B, H, W, C]; the features
+    are the mean over them.
     """
     for layer in folders:
         if isinstance(layer, str) and layer != PIXELS:
             raise ValueError(f"layer {layer!r} is neither a layer number nor {PIXELS!r}")
     network.eval()
     for store in stores:
-        for layer, features in extract(network, store, list(folders), to_input, batch_size).items():
+        for layer, features in extract(network, store, list(folders), to_inputs, batch_size).items():
             write(
                 folders[layer] / f"{store.split}.safetensors",
                 features,
@@ -64,7 +65,7 @@ def extract(
     network: WideResNet,
     store: ImageStore,
     layers: list[int | str],
-    to_input: Callable[[Tensor], Tensor],
+    to_inputs: Sequence[Callable[[Tensor], Tensor]],
     batch_size: int,
 ) -> dict[int | str, Tensor]:
     """The features [n, D] of all images of ``store`` at each of ``layers``."""
@@ -74,9 +75,13 @@ def extract(
     batches = store.images.split(batch_size)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for start, images in enumerate(progress.track(batches, description=f"features of {store.split}")):
-            pooled = network.features(to_input(images.to(device)), numbers) if numbers else {}
+            on_device = images.to(device)
+            views = [network.features(to_input(on_device), numbers) for to_input in to_inputs] if numbers else []
             for layer in layers:
-                features = pooled[layer].cpu() if isinstance(layer, int) else images.flatten(1) / 255
+                if isinstance(layer, int):
+                    features = torch.stack([view[layer] for view in views]).mean(dim=0).cpu()
+                else:
+                    features = images.flatten(1) / 255
                 check_finite(features, layer, start * batch_size, store)
                 parts[layer].append(features)
     return {layer: torch.cat(rows) for layer, rows in parts.items()}

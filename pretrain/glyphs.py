@@ -9,7 +9,6 @@ import json
 import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +22,7 @@ from rich.progress import Progress
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import map_coordinates
 
-from pretrain.store import SPLITS, read_split, split_path, write_split
+from pretrain.store import missing_splits, write_split
 
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
@@ -57,11 +56,11 @@ def build(folder: Path, *, images_per_class: int, image_size: int, seed: int) ->
     if image_size < _MIN_SIZE:
         raise ValueError(f"image_size={image_size} cannot show a character; it must be at least {_MIN_SIZE}")
     source = {"images_per_class": images_per_class, "image_size": image_size, "seed": seed}
-    if not _missing(folder, source):
+    if not missing_splits(folder, "glyphs", source):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".build.lock"):
-        missing = _missing(folder, source)
+        missing = missing_splits(folder, "glyphs", source)
         if not missing:
             return
         all_classes, all_faces = classes(), faces()
@@ -149,24 +148,6 @@ def typeset(character: str, neighbours: str, face: Path, rng: np.random.Generato
             left = start - gap - neighbour.shape[1] if side == "left" else start + centre.shape[1] + gap
             place(neighbour, left)
     return line
-
-
-def _missing(folder: Path, source: dict[str, Any]) -> list[str]:
-    """The splits without a file, after checking that the other files were made by ``source``."""
-    missing = []
-    for split in SPLITS:
-        if not split_path(folder, split).exists():
-            missing.append(split)
-            continue
-        store = read_split(folder, split)
-        made_by, wanted = {"data": store.data} | store.source, {"data": "glyphs"} | source
-        for key in wanted | made_by:
-            if made_by.get(key) != wanted.get(key):
-                raise ValueError(
-                    f"{split_path(folder, split)} was made with {key}={made_by.get(key)}, this run asks for "
-                    f"{key}={wanted.get(key)}; delete {folder} or give another data.name"
-                )
-    return missing
 
 
 @cache

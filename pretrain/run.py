@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,31 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
+from torch import nn
 
 from pretrain import contact_sheet
+from pretrain.centroid import CentroidAccuracy
 from pretrain.data import TrainImages
 from pretrain.export import Origin, export
 from pretrain.module import Pretraining
-from pretrain.store import SPLITS, read_split
+from pretrain.store import SPLITS, ImageStore, read_split
 from pretrain.wide_resnet import WideResNet
+from runner.config import without_paths
 from runner.files import sha256
-from runner.folder import differences, run_folder, write_json
+from runner.folder import differences, is_first_process, run_folder, write_json
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
 
 
 def ensure_features(cfg: DictConfig) -> None:
-    """Run stage 1 where the features of ``cfg`` are missing and its data set can be made from nothing.
+    """Run stage 1 where the features of ``cfg`` are missing and its images can be made; take features from outside.
 
     Features made by other settings of stage 1 are an error.
     """
+    if cfg.features.source is not None:
+        instantiate(cfg.features.source, folder=Path(cfg.features.folder))
+        return
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
@@ -52,29 +59,34 @@ def pretrain(cfg: DictConfig) -> float:
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
     """
     recipe, images, config = cfg.data.pretrain, Path(cfg.data.folder), stage_config(cfg)
-    if cfg.data.source is None:
-        raise ValueError(
-            f"stage 1 on data={cfg.data.name} is not part of the project yet: put its feature files into "
-            f"{cfg.features.folder}, or use data=glyphs"
-        )
-    instantiate(cfg.data.source, folder=images)
+    multiview = cfg.views.name == "multiview"
+    if multiview and cfg.data.crop == "full":
+        raise ValueError(f"views=multiview needs crops, and data={cfg.data.name} uses full images; use views=single")
+    if cfg.data.source is not None:
+        instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
     with run_folder(Path(cfg.dirs.runs, recipe.run), config) as folder:
         if (folder / "result.json").exists() and folders_complete(cfg):
             result = OmegaConf.load(folder / "result.json")
             log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * result.val_accuracy)
             return float(result.val_accuracy)
-        contact_sheet.draw(stores[0], folder / "contact_sheet.png", num_classes=12, num_images=12)
+        if is_first_process():
+            contact_sheet.draw(stores[0], folder / "contact_sheet.png", num_classes=12, num_images=12)
         pl.seed_everything(recipe.seed, verbose=False)
+        crop: Any = nn.Identity() if cfg.data.crop == "full" else instantiate(cfg.data.crop)
         module = Pretraining(
             network=WideResNet(
                 **{key: cfg.backbone[key] for key in ("depth", "width", "strides", "dropout")},
                 in_channels=stores[0].images.shape[-1],
                 num_classes=len(stores[0].class_names),
             ),
+            crop=crop,
+            centroid_accuracy=centroid_accuracy(cfg, stores[1]) if cfg.centroid_tasks else None,
             **{key: instantiate(recipe[key]) for key in ("augment", "optimizer", "schedule")},
             **{key: recipe[key] for key in ("label_smoothing", "mean", "std")},
         )
+        if cfg.compile:
+            module.network.compile()
         data = TrainImages(
             stores[0], **{key: recipe[key] for key in ("batch_size", "num_val_per_class", "val_every", "seed")}
         )
@@ -92,13 +104,15 @@ def pretrain(cfg: DictConfig) -> float:
         outcome = train(trainer, module, data, folder)
         weights = torch.load(outcome.checkpoint, weights_only=True, map_location="cpu")["state_dict"]
         module.load_state_dict(weights)
+        module.to(trainer.strategy.root_device)
+        views = crop.multiview() if multiview else [crop]
         export(
             module.network,
             stores,
             {layer: layer_folder(cfg, layer) for layer in cfg.data.export},
-            to_input=module.to_input,
+            to_inputs=[partial(module.to_input, view=view) for view in views],
             batch_size=recipe.batch_size,
-            origin=Origin(sha256(outcome.checkpoint), cfg.data.crop, config),
+            origin=Origin(sha256(outcome.checkpoint), crop_name(cfg), config),
         )
         write_json(
             folder / "result.json",
@@ -119,12 +133,30 @@ def pretrain(cfg: DictConfig) -> float:
 
 def stage_config(cfg: DictConfig) -> dict[str, Any]:
     """What the features follow from."""
-    return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "backbone")}
+    return without_paths({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "backbone")})
+
+
+def crop_name(cfg: DictConfig) -> str:
+    """How images were cropped for their features, as the feature files say it."""
+    if cfg.data.crop == "full":
+        return "full"
+    return "centre" if cfg.views.name == "single" else str(cfg.views.name)
+
+
+def centroid_accuracy(cfg: DictConfig, store: ImageStore) -> CentroidAccuracy:
+    return CentroidAccuracy(
+        store,
+        num_tasks=cfg.centroid_tasks,
+        **{key: cfg[key] for key in ("num_way", "num_shot", "num_query")},
+        batch_size=cfg.data.pretrain.batch_size,
+    )
 
 
 def layer_folder(cfg: DictConfig, layer: int | str) -> Path:
     """Where the features of ``layer`` go: the folder that conf/features names for it."""
-    name = f"{cfg.data.name}-pixels" if layer == "pixels" else f"{cfg.data.name}-{cfg.backbone.name}-layer{layer}"
+    if layer == "pixels":
+        return Path(cfg.dirs.features, f"{cfg.data.name}-pixels")
+    name = f"{cfg.data.name}-{cfg.backbone.name}-layer{layer}{cfg.views.suffix}"
     return Path(cfg.dirs.features, name)
 
 

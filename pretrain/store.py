@@ -1,15 +1,21 @@
 """Image store: one safetensors file per meta-split, the same for every data set."""
 
+import hashlib
 import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from runner.files import whole_file
+from runner.files import UMASK, whole_file
 
 SPLITS = ("train", "val", "test")
 _FORMAT = "leo-images-1"
@@ -51,24 +57,89 @@ def write_split(
     path = split_path(folder, split)
     if problem := _problem(images, offsets, class_names):
         raise ValueError(f"{path} was not written: {problem}")
-    metadata = {
-        "format": _FORMAT,
-        "split": split,
-        "data": data,
-        "class_names": json.dumps(class_names),
-        "source": json.dumps(source, sort_keys=True),
-    }
-    with whole_file(path) as partial:
-        save_file({"images": images.contiguous(), "offsets": offsets.contiguous()}, partial, metadata)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(_head(split, tuple(images.shape), offsets, class_names, data, source))
+        file.write(images.contiguous().numpy().data)
+
+
+def stream_split(
+    folder: Path,
+    split: str,
+    images_after: Callable[[int], Iterable[NDArray[np.uint8]]],
+    *,
+    image_shape: tuple[int, int, int],
+    class_sizes: dict[str, int],
+    data: str,
+    source: dict[str, Any],
+    content: str,
+) -> None:
+    """Write one split image by image, so that one of any size fits into memory; after a kill, go on where it stopped.
+
+    ``images_after(n)`` gives the images that follow the first n, uint8 [H, W, C], class after class. They are appended
+    to a hidden file that takes the split's name when all ``class_sizes`` are filled. Only the same split is gone on
+    with: the hidden file's name is a digest of what it will hold, ``content`` (the images' names) included.
+    """
+    path = split_path(folder, split)
+    offsets = torch.tensor([0, *class_sizes.values()]).cumsum(0)
+    shape = (int(offsets[-1]), *image_shape)
+    if problem := _problem(torch.empty(shape, dtype=torch.uint8, device="meta"), offsets, list(class_sizes)):
+        raise ValueError(f"{path} was not written: {problem}")
+    head, image_bytes = _head(split, shape, offsets, list(class_sizes), data, source), math.prod(image_shape)
+    digest = hashlib.sha256(head + content.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{path.name}.{digest}.partial"
+    for other in folder.glob(f".{path.name}.*.partial"):
+        if other != partial:
+            other.unlink()
+    with partial.open("ab") as file:
+        needed, free = len(head) + math.prod(shape) - file.tell(), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"{path} needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on its disk; "
+                f"make room, or choose another folder with dirs.images=..."
+            )
+        done = (file.tell() - len(head)) // image_bytes
+        if done < 0:  # not even the head is whole
+            file.truncate(0)
+            file.write(head)
+            done = 0
+        file.truncate(len(head) + done * image_bytes)
+        for image in images_after(done):
+            assert image.dtype == np.uint8
+            assert image.shape == image_shape
+            file.write(np.ascontiguousarray(image).data)
+            done += 1
+    assert done == shape[0]
+    partial.chmod(0o666 & ~UMASK)
+    partial.replace(path)
+
+
+def missing_splits(folder: Path, data: str, source: dict[str, Any]) -> list[str]:
+    """The splits that ``folder`` lacks; a split of other data, or made by other settings, is an error."""
+    missing = []
+    for split in SPLITS:
+        path = split_path(folder, split)
+        if not path.exists():
+            missing.append(split)
+            continue
+        store = read_split(folder, split)
+        made_by, wanted = {"data": store.data} | store.source, {"data": data} | source
+        for key, value in wanted.items():
+            if made_by.get(key) != value:
+                raise ValueError(
+                    f"{path} was made with {key}={made_by.get(key)}, this run asks for {key}={value}; "
+                    f"delete {folder} or give another data.name"
+                )
+    return missing
 
 
 def read_split(folder: Path, split: str) -> ImageStore:
     """The checked split; ``images`` is a private memory map, so only the rows in use are read."""
     path = split_path(folder, split)
-    command = f"python train.py stage=pretrain data={folder.name}"
+    command = "`python train.py stage=prepare` and the same data"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with `{command}`")
-    remedy = f"delete it and make it again with `{command}`"
+        raise FileNotFoundError(f"{path} does not exist; make it with {command}")
+    remedy = f"delete it and make it again with {command}"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -91,6 +162,27 @@ def read_split(folder: Path, split: str) -> ImageStore:
     return ImageStore(images, offsets, class_names, split, data, source)
 
 
+def _head(
+    split: str, shape: tuple[int, ...], offsets: Tensor, class_names: list[str], data: str, source: dict[str, Any]
+) -> bytes:
+    """All of a safetensors file that stands before the images: their bytes come last, so that they can be appended."""
+    start = offsets.numel() * 8
+    header = {
+        "__metadata__": {
+            "format": _FORMAT,
+            "split": split,
+            "data": data,
+            "class_names": json.dumps(class_names),
+            "source": json.dumps(source, sort_keys=True),
+        },
+        "offsets": {"dtype": "I64", "shape": [offsets.numel()], "data_offsets": [0, start]},
+        "images": {"dtype": "U8", "shape": shape, "data_offsets": [start, start + math.prod(shape)]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
+    return len(text).to_bytes(8, "little") + text + offsets.numpy().astype("<i8").tobytes()
+
+
 def _problem(images: Tensor, offsets: Tensor, class_names: list[str]) -> str | None:
     """What keeps the parts from being a split, if anything does."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -103,7 +195,7 @@ def _problem(images: Tensor, offsets: Tensor, class_names: list[str]) -> str | N
         return "class_names is not a list of strings"
     if len(class_names) != len(offsets) - 1:
         return f"{len(class_names)} class names for the {len(offsets) - 1} classes of the offsets"
-    if duplicates := sorted({name for name in class_names if class_names.count(name) > 1}):
+    if duplicates := sorted(name for name, count in Counter(class_names).items() if count > 1):
         return f"class names {duplicates} occur more than once"
     counts = offsets.diff()
     if (smallest := int(counts.min())) < 1:

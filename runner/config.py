@@ -1,13 +1,24 @@
-"""A check that Hydra does not make: keys of an experiment file that no other configuration knows."""
+"""What of a configuration results follow from; and a check of experiment files that Hydra does not make."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` less each group's ``source.path``: results follow from what outside files hold, not where they lie."""
+    kept = {}
+    for key, group in config.items():
+        if isinstance(group, dict) and isinstance(group.get("source"), dict):
+            group = group | {"source": {name: value for name, value in group["source"].items() if name != "path"}}
+        kept[key] = group
+    return kept
 
 
 def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

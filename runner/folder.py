@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from runner.files import write_text
@@ -21,9 +22,20 @@ def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
     return [] if recorded == requested else [f"{prefix}: {recorded} -> {requested}"]
 
 
+def is_first_process() -> bool:
+    """Whether this is not a further process of a distributed training."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @contextmanager
 def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
-    """Hold ``folder`` for a run with ``config``; refuse one that another process holds or another config made."""
+    """Hold ``folder`` for a run with ``config``; refuse one that another process holds or another config made.
+
+    The further processes of a distributed training share the folder that their first one holds.
+    """
+    if not is_first_process():
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):

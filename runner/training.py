@@ -2,11 +2,16 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -45,7 +50,10 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.seconds, self.since = float("-inf"), 0.0, 0.0
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
-        """Write ``name`` in the run folder."""
+        """Write ``name`` in the run folder; all processes collect the state, the first one writes."""
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / name)
+            return
         with whole_file(self.folder / name) as partial:
             trainer.save_checkpoint(partial)
 
@@ -56,6 +64,8 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, partial(end_at_once, trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.add_seconds()
@@ -66,8 +76,9 @@ class RunCheckpoints(Checkpoint):
         self.save(trainer, "last.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Half a validation cannot be resumed: then the checkpoint of the one before it stands.
-        if isinstance(exception, SIGTERMException) and not trainer.validating:
+        # Half a validation or half a step cannot be resumed: then the checkpoint of the last validation stands.
+        within_step = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
+        if isinstance(exception, SIGTERMException) and not trainer.validating and not within_step:
             self.add_seconds()
             self.save(trainer, "last.ckpt")
 
@@ -83,12 +94,23 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.seconds = state_dict["best_score"], state_dict["seconds"]
 
 
-class UpdatesBar(RichProgressBar):
-    """Lightning's progress bar, which counts updates also where one training step makes several."""
+def end_at_once(trainer: pl.Trainer, signum: int, frame: FrameType | None) -> None:
+    """End all processes of a distributed training with 143; the checkpoint of the last validation stands.
+
+    Lightning's own handler waits for the other processes in an operation that they never reach.
+    """
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
+    os._exit(143)
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's bar to the next validation, counted in updates, with the time ``left`` to the end of the run."""
 
     def __init__(self, updates_per_step: int) -> None:
         super().__init__(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g"))
-        self.updates_per_step = updates_per_step
+        self.updates_per_step = updates_per_step  # that one training step makes
+        self.start, self.first_step = 0.0, 0
 
     @property
     def total_train_batches(self) -> int | float:
@@ -99,6 +121,18 @@ class UpdatesBar(RichProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, (batch_idx + 1) * self.updates_per_step - 1)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.start, self.first_step = time.perf_counter(), trainer.global_step
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        num_steps = trainer.global_step - self.first_step
+        if num_steps:
+            per_step = (time.perf_counter() - self.start) / num_steps
+            metrics["left"] = str(timedelta(seconds=round(per_step * (trainer.max_steps - trainer.global_step))))
+        return metrics
 
 
 def make_trainer(
@@ -121,7 +155,7 @@ def make_trainer(
         )
     callbacks = [
         RunCheckpoints(folder, monitor, config),
-        UpdatesBar(updates_per_step),
+        RunProgressBar(updates_per_step),
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
@@ -153,6 +187,8 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
             trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             sys.exit(143)
+        if not trainer.is_global_zero:
+            sys.exit()  # what comes after training is for one process
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, RunCheckpoints)
         outcome = {"score": checkpoints.best_score, "num_steps": trainer.global_step, "seconds": checkpoints.seconds}

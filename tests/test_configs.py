@@ -109,6 +109,12 @@ def test_a_misspelt_key_below_a_section_is_found_too(composed, tmp_path):
         check_keys(cfg)
 
 
+def test_where_outside_files_lie_is_not_part_of_a_run_folders_name(composed):
+    for group, choice in (("data", "mini_imagenet"), ("features", "leo_embeddings")):
+        plain = ["experiment=mini_1shot", f"{group}={choice}"]
+        assert composed(*plain, f"{group}.source.path=/somewhere").run_dir == composed(*plain).run_dir
+
+
 def test_data_sets_choose_their_backbone_and_the_command_line_may_differ(composed):
     assert composed("experiment=mini_1shot").backbone.depth == 28
     assert composed("experiment=mini_1shot").features.layer == 21

@@ -48,7 +48,7 @@ def test_files_of_several_layers_and_splits(tmp_path: Path) -> None:
     network = build_network()
     stores = [build_store("train", (3, 5)), build_store("test", (2, 1, 4))]
     folders: dict[int | str, Path] = {layer: tmp_path / f"layer{layer}" for layer in (9, 10, "pixels")}
-    export(network, stores, folders, to_input=TO_INPUT, batch_size=3, origin=ORIGIN)
+    export(network, stores, folders, to_inputs=[TO_INPUT], batch_size=3, origin=ORIGIN)
 
     for store in stores:
         inputs = TO_INPUT(store.images)
@@ -78,11 +78,27 @@ def test_files_of_several_layers_and_splits(tmp_path: Path) -> None:
 def test_one_pass_equals_a_pass_per_layer(tmp_path: Path) -> None:
     store = build_store("val", (4, 4))
     together: dict[int | str, Path] = {layer: tmp_path / "together" / str(layer) for layer in (1, 9, 10)}
-    export(build_network(), [store], together, to_input=TO_INPUT, batch_size=8, origin=ORIGIN)
+    export(build_network(), [store], together, to_inputs=[TO_INPUT], batch_size=8, origin=ORIGIN)
     for layer, folder in together.items():
         alone = tmp_path / "alone" / str(layer)
-        export(build_network(), [store], {layer: alone}, to_input=TO_INPUT, batch_size=8, origin=ORIGIN)
+        export(build_network(), [store], {layer: alone}, to_inputs=[TO_INPUT], batch_size=8, origin=ORIGIN)
         assert torch.equal(read(alone / "val.safetensors")[0], read(folder / "val.safetensors")[0])
+
+
+def test_features_are_the_mean_over_the_views(tmp_path: Path) -> None:
+    store = build_store("val", (4, 4))
+
+    def mirrored(images: Tensor) -> Tensor:
+        return TO_INPUT(images.flip(2))
+
+    views = {"one": [TO_INPUT], "other": [mirrored], "both": [TO_INPUT, mirrored]}
+    features = {}
+    for name, to_inputs in views.items():
+        folders: dict[int | str, Path] = {9: tmp_path / name}
+        export(build_network(), [store], folders, to_inputs=to_inputs, batch_size=3, origin=ORIGIN)
+        features[name] = read(tmp_path / name / "val.safetensors")[0]
+    assert not torch.allclose(features["one"], features["other"])
+    torch.testing.assert_close(features["both"], (features["one"] + features["other"]) / 2)
 
 
 def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
@@ -98,7 +114,7 @@ def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
             build_network(),
             [store],
             {10: tmp_path},
-            to_input=infinite_image_4,
+            to_inputs=[infinite_image_4],
             batch_size=3,
             origin=ORIGIN,
         )
@@ -115,7 +131,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
                 build_network(),
                 [build_store("train", (3, 5))],
                 {10: tmp_path},
-                to_input=TO_INPUT,
+                to_inputs=[TO_INPUT],
                 batch_size=8,
                 origin=ORIGIN,
             )
@@ -127,4 +143,4 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_unknown_layers_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layer 'pixel' is neither a layer number nor 'pixels'"):
-        export(build_network(), [], {"pixel": tmp_path}, to_input=TO_INPUT, batch_size=8, origin=ORIGIN)
+        export(build_network(), [], {"pixel": tmp_path}, to_inputs=[TO_INPUT], batch_size=8, origin=ORIGIN)

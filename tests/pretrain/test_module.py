@@ -1,5 +1,7 @@
 """The extractor's training: what it holds out, how its rate moves, and that a resumed run repeats the straight one."""
 
+import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import pytest
 import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 from torch.optim import SGD
 
-from pretrain.augment import RandomShift
+from pretrain.augment import InceptionAugment, RandomShift
 from pretrain.data import ShuffledBatches, TrainImages
 from pretrain.module import Pretraining, warmup_cosine
-from pretrain.store import ImageStore
+from pretrain.store import ImageStore, read_split, write_split
 from pretrain.wide_resnet import WideResNet
 
 COUNTS = (8, 5, 7)
@@ -47,6 +50,8 @@ def build_module(num_steps: int, lr: float = 0.1) -> Pretraining:
     return Pretraining(
         network=WideResNet(depth=10, width=1, num_classes=3, in_channels=1, strides=(1, 2, 2), dropout=0.3),
         augment=RandomShift(max_shift=1),
+        crop=nn.Identity(),
+        centroid_accuracy=None,
         optimizer=partial(SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=partial(warmup_cosine, num_warmup=2, num_steps=num_steps),
         label_smoothing=0.1,
@@ -71,6 +76,7 @@ def test_holds_out_the_last_images_of_each_class() -> None:
     data = build_data()
     assert data.val_rows.tolist() == [6, 7, 11, 12, 18, 19]
     assert sorted([*data.train_rows.tolist(), *data.val_rows.tolist()]) == list(range(20))
+    data.trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     batches = list(data.val_dataloader())
     assert [len(batch.labels) for batch in batches] == [4, 2]
     assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2, 2]
@@ -80,7 +86,16 @@ def test_each_pass_visits_every_training_image_once_and_drops_the_rest() -> None
     data = build_data()
     orders = []
     for first in (0, 3, 0):  # 14 training images make passes of three batches
-        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=3, step=partial(int, first))
+        stream = ShuffledBatches(
+            data.store,
+            data.train_rows,
+            batch_size=4,
+            num_parts=1,
+            parts=range(1),
+            seed=3,
+            length=3,
+            step=partial(int, first),
+        )
         batches = list(stream)
         assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * 3
         numbers = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist()
@@ -98,12 +113,67 @@ def test_a_stream_entered_anywhere_gives_the_batches_of_those_steps(first: int) 
     data = build_data()
 
     def images(step: int) -> list[list[int]]:
-        stream = ShuffledBatches(data.store, data.train_rows, batch_size=4, seed=3, length=4, step=partial(int, step))
+        stream = ShuffledBatches(
+            data.store,
+            data.train_rows,
+            batch_size=4,
+            num_parts=1,
+            parts=range(1),
+            seed=3,
+            length=4,
+            step=partial(int, step),
+        )
         return [batch.images[:, 0, 0, 0].tolist() for batch in stream]
 
     straight = images(0) + images(4)
     end = 4 if first < 4 else 8
     assert images(first) == straight[first:end]
+
+
+@pytest.mark.parametrize(("num_processes", "per_step"), [(1, 2), (2, 1), (2, 2)])
+def test_parts_make_up_the_same_batches(num_processes: int, per_step: int) -> None:
+    data = build_data()
+
+    def numbers(num_parts: int, parts: range) -> list[list[int]]:
+        stream = ShuffledBatches(
+            data.store,
+            data.train_rows,
+            batch_size=4,
+            num_parts=num_parts,
+            parts=parts,
+            seed=3,
+            length=3,
+            step=lambda: 0,
+        )
+        batches = [batch.images[:, 0, 0, 0].tolist() for batch in stream]
+        assert len(batches) == len(stream) == 3 * len(parts)
+        return batches
+
+    num_parts = num_processes * per_step
+    shares = [numbers(num_parts, range(rank * per_step, (rank + 1) * per_step)) for rank in range(num_processes)]
+    for step, whole in enumerate(numbers(1, range(1))):
+        parts = [share[step * per_step + index] for share in shares for index in range(per_step)]
+        assert [len(part) for part in parts] == [4 // num_parts] * num_parts
+        assert [number for part in parts for number in part] == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_mapped_store_is_read_batch_by_batch(tmp_path: Path) -> None:
+    def anonymous_memory() -> int:  # kB, without the pages of mapped files
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found
+        return int(found[1])
+
+    write_split(
+        tmp_path, "train", torch.zeros(200, 512, 512, 1).byte(), torch.tensor([0, 100, 200]), ["a", "b"], "d", {}
+    )
+    before = anonymous_memory()
+    data = TrainImages(read_split(tmp_path, "train"), batch_size=4, num_val_per_class=50, val_every=20, seed=0)
+    data.trainer = build_trainer(tmp_path)
+    loaders = data.train_dataloader(), data.val_dataloader()
+    assert sum(len(batch.labels) for loader in loaders for batch in loader) == 80 + 100
+    # A copy of the held-out images alone takes 25,600.
+    assert anonymous_memory() - before < 10_000
 
 
 def test_data_that_cannot_be_split() -> None:
@@ -113,6 +183,10 @@ def test_data_that_cannot_be_split() -> None:
         build_data(num_val_per_class=0)
     with pytest.raises(ValueError, match="batch_size=15 is more than the 14 training images"):
         build_data(batch_size=15)
+    data = build_data()
+    data.trainer = Trainer(accumulate_grad_batches=3, logger=False, accelerator="cpu", enable_checkpointing=False)
+    with pytest.raises(ValueError, match="batch_size=4 cannot be cut into 3 equal parts"):
+        data.train_dataloader()
 
 
 def test_warmup_cosine_by_hand() -> None:
@@ -128,6 +202,28 @@ def test_warmup_cosine_by_hand() -> None:
     assert rates == pytest.approx(expected, abs=1e-12)
     with pytest.raises(ValueError, match=r"num_warmup=6 .* less than num_steps=6"):
         warmup_cosine(optimizer, num_warmup=6, num_steps=6)
+
+
+def test_the_input_is_as_exact_in_bf16_training() -> None:
+    module = build_module(num_steps=3)
+    images = torch.randint(256, (4, 9, 9, 3), dtype=torch.uint8)
+    augment = InceptionAugment(
+        size=8, area=(0.2, 1), aspect=(0.5, 2), brightness=0.1, contrast=0.5, saturation=0.5, hue=0.2
+    )
+    seed_everything(0)
+    exact = module.to_input(images, augment)
+    seed_everything(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module.to_input(images, augment), exact)
+
+
+def test_accumulated_parts_take_a_step_per_batch(tmp_path: Path) -> None:
+    seed_everything(0)
+    trainer = build_trainer(tmp_path, max_steps=6, accumulate_grad_batches=2, enable_checkpointing=False)
+    trainer.fit(build_module(num_steps=6), build_data())
+    assert trainer.global_step == 6
+    assert trainer.fit_loop.total_batch_idx + 1 == 12
+    assert trainer.current_epoch == 2
 
 
 def test_learns_and_reports(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pretrain.contact_sheet import draw
-from pretrain.store import read_split, write_split
+from pretrain.store import read_split, stream_split, write_split
 
 IMAGES = torch.arange(5 * 4 * 3 * 3).remainder(251).to(torch.uint8).reshape(5, 4, 3, 3)
 OFFSETS = torch.tensor([0, 2, 5])
@@ -48,6 +48,71 @@ def test_what_is_written_is_read(folder) -> None:
     assert [path.name for path in folder.iterdir()] == ["val.safetensors"]
 
 
+def images_after(done):
+    """The images of IMAGES that follow the first ``done``."""
+    return iter(IMAGES[done:].numpy())
+
+
+STREAM = {
+    "image_shape": (4, 3, 3),
+    "class_sizes": {"wren": 2, "kite": 3},
+    "data": "birds",
+    "source": {"image_size": 4},
+    "content": "a b c d e",
+}
+
+
+def test_a_streamed_split_is_the_same_file(tmp_path, folder) -> None:
+    stream_split(tmp_path, "val", images_after, **STREAM)
+    assert (tmp_path / "val.safetensors").read_bytes() == (folder / "val.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kept", [0, 5, -1, -40, -36 * 5])
+def test_a_stream_goes_on_after_the_last_whole_image(tmp_path, folder, kept) -> None:
+    def interrupted(done):
+        assert done == 0
+        yield from IMAGES.numpy()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream_split(tmp_path, "val", interrupted, **STREAM)
+    (begun,) = tmp_path.glob(".val.*.partial")
+    begun.write_bytes(begun.read_bytes()[:kept])
+    asked = []
+
+    def rest(done):
+        asked.append(done)
+        return images_after(done)
+
+    stream_split(tmp_path, "val", rest, **STREAM)
+    assert asked == [{0: 0, 5: 0, -1: 4, -40: 3, -180: 0}[kept]]
+    assert (tmp_path / "val.safetensors").read_bytes() == (folder / "val.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"content": "a b c d f"}, {"source": {"image_size": 5}}, {"class_sizes": {"wren": 3, "kite": 2}}],
+    ids=str,
+)
+def test_a_stream_of_something_else_starts_anew(tmp_path, change) -> None:
+    def interrupted(done):
+        yield 255 - IMAGES[0].numpy()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream_split(tmp_path, "val", interrupted, **STREAM)
+    stream_split(tmp_path, "val", images_after, **STREAM | change)
+    assert torch.equal(read_split(tmp_path, "val").images, IMAGES)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_split_that_the_disk_cannot_hold_is_refused_before_work(tmp_path) -> None:
+    huge = STREAM | {"class_sizes": {"wren": 10**12}}
+    with pytest.raises(ValueError, match=r"val.safetensors needs 36,000.0 GB, .* GB are free on its disk; make room"):
+        stream_split(tmp_path, "val", images_after, **huge)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_images_are_mapped_not_copied(tmp_path) -> None:
     def anonymous_memory():  # kB, without the pages of mapped files
@@ -78,7 +143,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_file(folder) -> None:
 def test_a_missing_file_names_the_command_that_makes_it(folder) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match=r"birds/train\.safetensors does not exist.*python train\.py stage=pretrain data=birds",
+        match=r"birds/train\.safetensors does not exist; make it with `python train.py stage=prepare` and the same",
     ):
         read_split(folder, "train")
 
@@ -119,7 +184,7 @@ def test_a_tensor_that_is_not_there(folder) -> None:
 )
 def test_metadata_that_does_not_fit(folder, metadata, message) -> None:
     save(folder, **metadata)
-    with pytest.raises(ValueError, match=rf"val\.safetensors.*{message}.*stage=pretrain data=birds"):
+    with pytest.raises(ValueError, match=rf"val\.safetensors.*{message}.*again with `python train.py stage=prepare`"):
         read_split(folder, "val")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.wide_resnet import WideResNet
 
@@ -63,6 +64,27 @@ def test_number_of_parameters() -> None:
     #   320 -> 640: 2,048,000 + 25,804,800 +   640 + 8,960 = 27,862,400
     # Final norm 2 * 640 = 1,280; classifier 640 * 64 + 64 = 41,024. All: 36,513,808, the paper's 36.5 million.
     assert num_parameters(depth=28, width=10, num_classes=64, in_channels=3) == 36_513_808
+
+
+def test_number_of_operations() -> None:
+    # WRN-28-10, 80x80 RGB, 64 classes; multiply-adds of an image. A convolution of k x k from a to b channels makes
+    # k k a b for each pixel it puts out. Stem, 80x80 pixels: 27 * 16 * 6,400 = 2,764,800. A group from a to b
+    # channels has a shortcut of ab, one 3x3 convolution of 9ab and seven of 9bb, at 40x40, 20x20 and 10x10 pixels:
+    #   16 -> 160:  (2,560 +    23,040 +  1,612,800) * 1,600 = 2,621,440,000
+    #   160 -> 320: (51,200 +   460,800 +  6,451,200) *   400 = 2,785,280,000
+    #   320 -> 640: (204,800 + 1,843,200 + 25,804,800) *  100 = 2,785,280,000
+    # Classifier 640 * 64 = 40,960. All: 8,194,805,760, each two operations.
+    forward = 2 * 8_194_805_760
+    with torch.device("meta"):
+        network = build(depth=28, width=10, in_channels=3, num_classes=64)
+        images = torch.zeros(2, 3, 80, 80)
+    with FlopCounterMode(display=False) as counter:
+        logits = network(images)
+    assert counter.get_total_flops() == 2 * forward
+    # Backward, the gradients of input and weight cost as much each; the stem needs none of its input.
+    with FlopCounterMode(display=False) as counter:
+        logits.sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * forward - 2 * 2_764_800)
 
 
 def num_parameters(**settings: int) -> int:

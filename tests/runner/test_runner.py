@@ -5,12 +5,15 @@ import os
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
+from pytorch_lightning import LightningModule, Trainer
 
 from runner.csv_log import CSVLog
 from runner.files import sha256, whole_file, write_text
 from runner.folder import differences, run_folder
+from runner.training import RunProgressBar
 
 
 def read(path):
@@ -89,3 +92,10 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path):
         )
     assert other.returncode == 1
     assert "run is in use by another process; wait for it or stop it" in other.stderr
+
+
+def test_the_progress_bar_tells_the_time_to_the_end_of_the_run():
+    trainer = Trainer(max_steps=1_000, accelerator="cpu", logger=False, enable_checkpointing=False)
+    bar = RunProgressBar()
+    bar.start, bar.first_step = time.perf_counter() - 8, -2  # two steps of this process took eight seconds
+    assert bar.get_metrics(trainer, LightningModule())["left"].startswith("1:06:4")

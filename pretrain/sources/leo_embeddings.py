@@ -1,0 +1,97 @@
+"""The features that the paper's authors published, as the feature files that meta-training reads."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from pretrain.export import write
+from pretrain.sources.unpickle import by_text, load, text
+from pretrain.sources.writing import check_total, existing, ilsvrc_classes
+from pretrain.store import SPLITS, ImageStore
+
+log = logging.getLogger(__name__)
+
+DATA = {"mini_imagenet": "miniImageNet", "tiered_imagenet": "tieredImageNet"}  # our name: theirs
+KEYS = {"keys", "embeddings"}
+
+
+def build(
+    folder: Path,
+    *,
+    path: str | None,
+    data: str,
+    crop: str,
+    layer: int,
+    split_file: str | None,
+    num_images: Mapping[str, int] | None,
+) -> None:
+    """Write the feature files that ``folder`` lacks, the number of classes and of images of each split checked."""
+    missing = [split for split in SPLITS if not (folder / f"{split}.safetensors").exists()]
+    if not missing:
+        return
+    if data not in DATA or split_file is None:
+        raise ValueError(f"the authors published no features of data={data}; use data={' or data='.join(DATA)}")
+    inner = Path(DATA[data], crop)
+    root = existing(
+        path, "features.source.path", f"{inner}/{{train,val,test}}_embeddings.pkl, the authors' embeddings/"
+    )
+    files = {split: root / inner / f"{split}_embeddings.pkl" for split in missing}
+    for file in files.values():
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist; features.source.path is the folder with {inner}/")
+    expected = ilsvrc_classes(split_file, num_images)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".build.lock"):
+        for split, file in files.items():
+            features, offsets, names = _read(file, split, len(expected[split].classes), expected[split].num_images)
+            no_images = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+            config = {"source": "leo_embeddings", "crop": crop, "split_file": split_file}
+            write(
+                folder / f"{split}.safetensors",
+                features,
+                ImageStore(no_images, offsets, names, split, data, config),
+                {
+                    "layer": str(layer),
+                    "extractor": "WRN-28-10 of the authors",
+                    "checkpoint": "",
+                    "crop": crop,
+                    "config": json.dumps(config),
+                },
+            )
+            log.info("%s: %s, %d classes, %d images", folder, split, len(names), len(features))
+
+
+def _read(file: Path, split: str, num_classes: int, num_images: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Features float32 [N, D] sorted by class, offsets [C + 1], class names."""
+    content = by_text(load(file), file)
+    if absent := KEYS - content.keys():
+        raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; it has {', '.join(sorted(content))}")
+    keys, embeddings = [text(key) for key in content["keys"]], np.asarray(content["embeddings"])
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(keys):
+        raise ValueError(
+            f"{file}: embeddings are {embeddings.dtype} {list(embeddings.shape)} for {len(keys)} keys, expected one "
+            f"row of floats a key"
+        )
+    check_total(file, split, len(keys), num_images)
+    by_class: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    for row, key in enumerate(keys):
+        parts = key.split("-")
+        if len(parts) != 3 or parts[2].partition("_")[0] != parts[1]:
+            raise ValueError(f"{file}: key {key!r} is not of the form <x>-<class>-<class>_<image>")
+        if parts[2] in seen:
+            raise ValueError(f"{file}: image {parts[2]!r} occurs twice")
+        seen.add(parts[2])
+        by_class.setdefault(parts[1], []).append(row)
+    if len(by_class) != num_classes:
+        raise ValueError(f"{file}: the {split} split has {len(by_class)} classes, expected {num_classes}")
+    names = sorted(by_class)
+    rows = np.concatenate([by_class[name] for name in names])
+    features = torch.from_numpy(embeddings[rows].astype(np.float32))
+    offsets = torch.tensor([0, *(len(by_class[name]) for name in names)]).cumsum(0)
+    return features, offsets, names

@@ -1,0 +1,85 @@
+"""Omniglot at 28x28, in the split that Vinyals et al. (2016) made and Snell et al. (2017) published."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision.datasets import Omniglot
+
+from pretrain.sources.images import decode
+from pretrain.sources.writing import Split, Splits, split_rows, write_store
+
+log = logging.getLogger(__name__)
+
+PARTS = {"images_background": True, "images_evaluation": False}  # folder: torchvision's ``background``
+
+
+class Drawing(NamedTuple):
+    """One drawing, turned anticlockwise by ``quarters`` of a full turn."""
+
+    file: str
+    quarters: int
+
+
+def build(
+    folder: Path, *, path: str, data: str, image_size: int, split_file: str, images_per_class: int, rotations: bool
+) -> None:
+    """Write the characters of ``split_file``; with ``rotations``, each of train is four classes, one a quarter turn.
+
+    What of ``omniglot-py/`` is missing in ``path``, torchvision downloads there first.
+    """
+    write_store(
+        folder,
+        data=data,
+        image_shape=(image_size, image_size, 1),
+        source={"image_size": image_size, "split_file": split_file, "rotations": rotations},
+        open_source=partial(_open, Path(path), image_size, split_file, images_per_class, rotations),
+    )
+
+
+def _open(path: Path, image_size: int, split_file: str, images_per_class: int, rotations: bool) -> tuple[str, Splits]:
+    root = path / "omniglot-py"
+    for part, background in PARTS.items():
+        if (root / part).is_dir():
+            continue
+        log.info("downloading Omniglot's %s to %s", part, path)
+        try:
+            Omniglot(path, background=background, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"Omniglot could not be downloaded to {path} ({error}); fetch {Omniglot.download_url_prefix}/"
+                f"images_background.zip and images_evaluation.zip, unpack both into omniglot-py/, and add "
+                f"data.source.path=PATH, the folder with omniglot-py/"
+            ) from error
+    alphabets = {alphabet.name: alphabet for part in PARTS for alphabet in (root / part).glob("*")}
+    listed: dict[str, dict[str, list[Drawing]]] = {}
+    for split, rows in split_rows(split_file).items():
+        listed[split] = {}
+        turns = range(4) if rotations and split == "train" else range(1)
+        for row in rows:
+            for number in range(int(row["first"]), int(row["last"]) + 1):
+                name = f"{row['alphabet']}/character{number:02d}"
+                files = _files(root, alphabets.get(row["alphabet"]), name, images_per_class)
+                for quarters in turns:
+                    turned = f"{name}/rot{90 * quarters:03d}" if quarters else name
+                    listed[split][turned] = [Drawing(file, quarters) for file in files]
+    read = partial(_read, root, image_size)
+    return "omniglot-py", {split: partial(Split, classes, read) for split, classes in listed.items()}
+
+
+def _files(root: Path, alphabet: Path | None, name: str, images_per_class: int) -> list[str]:
+    folder = alphabet / Path(name).name if alphabet is not None else None
+    if folder is None or not folder.is_dir():
+        raise FileNotFoundError(f"character {name} is missing in {root}/images_background and images_evaluation")
+    files = sorted(file.relative_to(root).as_posix() for file in folder.glob("*.png"))
+    if len(files) != images_per_class:
+        raise ValueError(f"{folder} has {len(files)} drawings, expected {images_per_class}")
+    return files
+
+
+def _read(root: Path, image_size: int, drawing: Drawing) -> NDArray[np.uint8]:
+    file = root / drawing.file
+    return np.rot90(decode(file.read_bytes(), file, image_size, "L"), drawing.quarters)

@@ -1,0 +1,92 @@
+"""Encoded images of every kind that lies about, decoded to one."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.sources.images import decode, resize
+
+
+def encoded(image, kind="PNG", **options):
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+GREY16 = Image.fromarray(np.full((5, 7), 0x8000, np.uint16))
+PALETTE = Image.new("RGB", (7, 5), (10, 200, 30)).quantize(4)
+CLEAR = Image.new("RGBA", (7, 5), (10, 20, 30, 0))
+CLEAR_PALETTE = Image.new("P", (7, 5), 3)
+CLEAR_PALETTE.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (encoded(Image.new("RGB", (7, 5), (10, 200, 30))), (10, 200, 30)),
+        (encoded(Image.new("L", (7, 5), 77)), (77, 77, 77)),
+        (encoded(Image.new("L", (7, 5), 77), "JPEG"), (77, 77, 77)),
+        (encoded(Image.new("1", (7, 5), 1)), (255, 255, 255)),
+        (encoded(Image.new("CMYK", (7, 5), (255, 0, 0, 0)), "JPEG", quality=95), (0, 255, 255)),
+        (encoded(PALETTE), (10, 200, 30)),
+        (encoded(GREY16), (128, 128, 128)),
+        (encoded(CLEAR), (255, 255, 255)),
+        (encoded(Image.new("LA", (7, 5), (77, 255))), (77, 77, 77)),
+        (encoded(CLEAR_PALETTE, transparency=bytes([255, 255, 255, 0])), (255, 255, 255)),
+        (encoded(Image.new("RGBA", (7, 5), (10, 20, 30, 255))), (10, 20, 30)),
+    ],
+    ids=[
+        "RGB",
+        "grey",
+        "grey JPEG",
+        "1 bit",
+        "CMYK",
+        "palette",
+        "16 bit",
+        "clear",
+        "grey+alpha",
+        "clear palette",
+        "RGBA",
+    ],
+)
+def test_every_mode_becomes_rgb(content, expected):
+    image = decode(content, "a", 4, "RGB")
+    assert image.shape == (4, 4, 3)
+    assert np.abs(image.astype(int) - expected).max() <= 2
+
+
+def test_grey_is_one_channel():
+    assert decode(encoded(Image.new("1", (105, 105), 1)), "a", 28, "L").shape == (28, 28, 1)
+
+
+def test_both_sides_are_resized_at_once_and_a_fitting_image_is_left_alone():
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 4:] = 200
+    squared = decode(encoded(Image.fromarray(wide)), "a", 4, "RGB")
+    assert squared[:, 0].max() < 30
+    assert squared[:, 3].min() > 170
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    assert np.array_equal(decode(encoded(Image.fromarray(noise)), "a", 6, "RGB"), noise)
+    assert resize(noise, 6) is noise
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"image birds/a.png is empty \(0 bytes\); replace it and start again"),
+        (b"GIF89a?", "image birds/a.png is truncated or damaged|is not an image"),
+        (b"<html>", "image birds/a.png is not an image; replace it"),
+        (
+            encoded(Image.effect_noise((64, 64), 50))[:-200],
+            r"image birds/a.png is truncated or damaged \(.*\); replace",
+        ),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-200], r"image birds/a.png is truncated or damaged"),
+        (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit numbers .mode F., whose range is not known"),
+    ],
+    ids=["empty", "GIF", "HTML", "cut PNG", "cut JPEG", "float"],
+)
+def test_what_is_no_image_is_named(content, message):
+    with pytest.raises(ValueError, match=message):
+        decode(content, "birds/a.png", 8, "RGB")
