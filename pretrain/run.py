@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pretrain.store import SPLITS, read_split
 from pretrain.wide_resnet import WideResNet
 from runner.files import sha256
 from runner.folder import differences, run_folder, write_json
+from runner.loggers import open_loggers
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def ensure_features(cfg: DictConfig) -> None:
         )
 
 
-def pretrain(cfg: DictConfig) -> float:
+def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     """Build the images, train the extractor, export its features; its best validation accuracy, a fraction.
 
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
@@ -59,7 +61,8 @@ def pretrain(cfg: DictConfig) -> float:
         )
     instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
-    with run_folder(Path(cfg.dirs.runs, recipe.run), config) as folder:
+    folder = Path(cfg.dirs.runs, recipe.run)
+    with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
         if (folder / "result.json").exists() and folders_complete(cfg):
             result = OmegaConf.load(folder / "result.json")
             log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * result.val_accuracy)
@@ -86,7 +89,8 @@ def pretrain(cfg: DictConfig) -> float:
             patience=None,
             max_steps=recipe.max_steps,
             val_every=recipe.val_every,
-            loggers=list(instantiate(cfg.logger).values()),
+            loggers=loggers,
+            callbacks=callbacks,
         )
         outcome = train(trainer, module, data, folder)
         weights = torch.load(outcome.checkpoint, weights_only=True, map_location="cpu")["state_dict"]
