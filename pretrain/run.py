@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
@@ -34,10 +35,12 @@ def ensure_features(cfg: DictConfig) -> None:
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
-    if not all(path.exists() for path in paths):
-        log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
-        pretrain(cfg)
-        return
+    Path(cfg.dirs.features).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(cfg.dirs.features, ".lock")):  # of runs that start together, one makes them for all
+        if not all(path.exists() for path in paths):
+            log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
+            pretrain(cfg)
+            return
     with safe_open(paths[0], framework="pt") as file:
         recorded = json.loads((file.metadata() or {}).get("config", "{}"))
     changed = differences(recorded, stage_config(cfg))

@@ -173,7 +173,7 @@ def test_a_retry_has_the_place_and_the_values_of_its_original():
 
 
 STORAGES = ["search/storage=sqlite", pytest.param("search/storage=journal", marks=pytest.mark.slow)]
-WORKER = ["search.storage.heartbeat_interval=1", "search.storage.grace_period=2", "search.n_trials=4", "max_steps=200"]
+WORKER = ["search.storage.heartbeat_interval=1", "search.storage.grace_period=2", "search.n_trials=4", "max_steps=60"]
 
 
 def start(folder, *overrides):
@@ -212,7 +212,7 @@ def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path
         straight.ask().suggest_float("model.optimizer.lr", 1e-4, 1e-2) for _ in range(4)
     ]
     curves = [trial.intermediate_values.keys() for trial in study.trials if trial.state == TrialState.COMPLETE]
-    assert all(curve == set(range(10, 201, 10)) for curve in curves), "no validation is missing or doubled"
+    assert all(curve == set(range(10, 61, 10)) for curve in curves), "no validation is missing or doubled"
 
 
 def two_workers(composed, settings, folder):
