@@ -71,10 +71,10 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             trained = {"score": score, "num_steps": 0, "seconds": 0.0, "checkpoint": None}
         if cfg.test.num_tasks is None:
             return float(trained["score"])
-        result = test(cfg, module.to(device), tables["test"], trained, config)
+        tested = test(cfg, module.to(device), tables["test"], trained, config)
         for logger in loggers:
-            logger.log_metrics({"test/accuracy": result["accuracy"]})
-        return float(result["val_accuracy"])
+            logger.log_metrics({"test/accuracy": tested["accuracy"]})
+        return float(tested["val_accuracy"])
 
 
 def check(cfg: DictConfig) -> None:

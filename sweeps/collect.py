@@ -6,8 +6,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from runner.folder import differences

@@ -1,10 +1,11 @@
 """The W&B workspace in which the ablations of an experiment are compared, as code. Needs the extra `dashboard`."""
 
 import logging
+from typing import Any
 
-import wandb_workspaces.reports.v2 as panels
-import wandb_workspaces.workspaces as workspaces
 from omegaconf import DictConfig
+from wandb_workspaces import workspaces
+from wandb_workspaces.reports.v2 import interface as panels
 
 log = logging.getLogger(__name__)
 
@@ -12,8 +13,8 @@ TERMS = ("query_loss", "kl", "encoder_penalty", "l2", "orthogonality")
 
 
 def workspace(entity: str, project: str, experiment: str) -> workspaces.Workspace:
-    """Curves and test accuracies of the runs of ``experiment``: mean and standard deviation over each ablation's seeds."""
-    over_seeds = {
+    """Curves and test accuracies of ``experiment``: mean and standard deviation over the seeds of each ablation."""
+    over_seeds: dict[str, Any] = {
         "groupby": panels.Config("names.ablation"),
         "groupby_aggfunc": "mean",
         "groupby_rangefunc": "stddev",
@@ -40,7 +41,8 @@ def workspace(entity: str, project: str, experiment: str) -> workspaces.Workspac
             workspaces.Section(name="Settings that differ", panels=[panels.RunComparer(diff_only="split")]),
         ],
         runset_settings=workspaces.RunsetSettings(
-            filters=workspaces.And(workspaces.Metric("Group") == experiment), groupby=[workspaces.Config("names.ablation")]
+            filters=workspaces.And(workspaces.Metric("Group") == experiment),
+            groupby=[workspaces.Config("names.ablation")],
         ),
     )
 

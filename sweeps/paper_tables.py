@@ -167,12 +167,11 @@ def as_csv(shown: list[Cell], num_seeds: int) -> str:
     writer = csv.writer(file, lineterminator="\n")
     kinds = ("ours", "paper", "released", "compared")
     heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
-    writer.writerow(["table", "model", "hparams", "column", "num_seeds", "is_complete", *heads, "difference", "is_apart"])
+    first = ["table", "model", "hparams", "column", "num_seeds", "is_complete"]
+    writer.writerow([*first, *heads, "difference", "is_apart"])
     for cell in shown:
         numbers = [part for kind in kinds for part in (getattr(cell, kind) or Number(math.nan, None))]
         rounded = ["" if part is None or math.isnan(part) else round(part, 4) for part in numbers]
         difference = "" if cell.difference is None else round(cell.difference, 4)
-        writer.writerow(
-            [*cell[:4], cell.num_seeds, cell.num_seeds >= num_seeds, *rounded, difference, cell.is_apart]
-        )
+        writer.writerow([*cell[:4], cell.num_seeds, cell.num_seeds >= num_seeds, *rounded, difference, cell.is_apart])
     return file.getvalue()

@@ -3,22 +3,22 @@
 import copy
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import optuna
+from matplotlib import pyplot as plt
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
 
-matplotlib.use("Agg")
-import optuna  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from optuna.study import Study  # noqa: E402
-from optuna.trial import FrozenTrial, TrialState  # noqa: E402
-from optuna.visualization import matplotlib as plots  # noqa: E402
-
-from runner.files import whole_file  # noqa: E402
+from runner.files import whole_file
 
 log = logging.getLogger(__name__)
 
-PLOTS = {
+PLOTS: dict[str, Callable[..., Any]] = {
     "history.png": plots.plot_optimization_history,
     "importance.png": plots.plot_param_importances,
     "parallel.png": plots.plot_parallel_coordinate,
@@ -31,7 +31,8 @@ def draw(study: Study, folder: Path) -> None:
     if len({trial.value for trial in complete}) < 2:
         log.info("no pictures: the complete trials have one and the same score")
         return
-    shown = optuna.create_study(direction=study.direction.name.lower())
+    matplotlib.use("Agg")  # no window, whatever the machine has
+    shown = optuna.create_study(direction=study.direction)
     shown.add_trials(map(with_short_names, complete))
     for name, plot in PLOTS.items():
         with warnings.catch_warnings():  # a parameter that has one value

@@ -105,6 +105,7 @@ def search(cfg: DictConfig) -> float:
 def write_best(cfg: DictConfig) -> None:
     """Write the best trial so far as a file of ``conf/hparams`` on top of the one that the search started from."""
     best, state = best_trial(cfg), progress(load_study(cfg), cfg.search.n_trials)
+    assert best.value is not None
     values = OmegaConf.create({})
     for name, value in best.params.items():
         OmegaConf.update(values, name, value)
@@ -202,7 +203,7 @@ def changed(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig
 def suggestions(space: DictConfig, prefix: str = "") -> Iterator[tuple[str, Callable[[Trial, str], Any]]]:
     """The dotted key of each value to search, and the call that draws it for a trial."""
     for key, node in space.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if "_target_" in node:
             yield name, instantiate(node)
         else:
@@ -225,8 +226,8 @@ def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
         node = OmegaConf.select(cfg.search.space, name)
         if "low" in node and not node.low <= value <= node.high:
             raise ValueError(
-                f"search.enqueue: {name}={value} of hparams/{file}.yaml is outside the range {node.low} to {node.high}; "
-                f"change it with search.space.{name}.low or .high"
+                f"search.enqueue: {name}={value} of hparams/{file}.yaml is outside {node.low} to {node.high}; "
+                f"change search.space.{name}.low or .high"
             )
     return values
 

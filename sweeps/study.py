@@ -120,12 +120,13 @@ def progress(study: Study, num_trials: int) -> Progress:
     retried = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
     by_state = {state: [trial for trial in trials if trial.state == state] for state in TrialState}
     num_started = sum(not is_retry(trial) and SURPLUS not in trial.user_attrs for trial in trials)
+    failed = by_state[TrialState.FAIL]
     return Progress(
-        by_state[TrialState.COMPLETE],
-        by_state[TrialState.PRUNED],
-        [trial for trial in by_state[TrialState.FAIL] if trial.number not in retried and SURPLUS not in trial.user_attrs],
-        by_state[TrialState.RUNNING],
-        bool(by_state[TrialState.WAITING]) or num_started < num_trials,
+        complete=by_state[TrialState.COMPLETE],
+        pruned=by_state[TrialState.PRUNED],
+        failed=[trial for trial in failed if trial.number not in retried and SURPLUS not in trial.user_attrs],
+        running=by_state[TrialState.RUNNING],
+        can_start=bool(by_state[TrialState.WAITING]) or num_started < num_trials,
     )
 
 

@@ -58,7 +58,7 @@ def test_two_runs_of_one_process_are_two_runs_though_the_first_fails(tmp_path, c
     config = {item.key: json.loads(item.value_json) for r in records(tmp_path / "run") for item in r.config.update}
     config |= {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["seed"] == 1
-    assert "num_finetune_steps" in str(config["model"] if "model" in config else config)
+    assert "num_finetune_steps" in str(config["model"])
     codes = [
         [record.exit.exit_code for record in records(tmp_path / name) if record.HasField("exit")]
         for name in ("fails", "run")

@@ -26,12 +26,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning",
 )
 
+RATE = "{_target_: optuna.trial.Trial.suggest_float, _partial_: true, low: 1e-4, high: 1e-2}"
 ONE_VALUE = [  # a search of the rate alone, three validations a trial
     "stage=search",
     "max_steps=30",
     "val.every=10",
     "search.space=null",
-    "+search.space.model.optimizer.lr={_target_: optuna.trial.Trial.suggest_float, _partial_: true, low: 1e-4, high: 1e-2}",
+    f"+search.space.model.optimizer.lr={RATE}",
 ]
 
 
@@ -60,7 +61,7 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
 
 def test_values_outside_the_ranges_are_not_queued(composed):
     cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight.high=0.1")
-    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside the range"):
+    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside"):
         values_of(cfg, "paper")
 
 
@@ -88,7 +89,7 @@ def test_more_trials_continue_a_search_with_the_same_draws(composed, overrides, 
     assert {path.name for path in (tmp_path / "runs/study").glob("trial-*")} == set(draws(study))
     for name in ("history.png", "importance.png", "parallel.png"):
         assert (tmp_path / "runs/study" / name).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"study was started with other settings \(num_query: 4 -> 5\); .*search.name="):
+    with pytest.raises(ValueError, match=r"started with other settings \(num_query: 4 -> 5\); .*search.name="):
         search(composed(*overrides, "num_query=5"))
 
 
@@ -107,14 +108,16 @@ def test_another_sampler_repeats_no_draw_either(composed, overrides):
 
 
 def test_pruned_trials_are_recorded_with_their_curve(composed, overrides):
-    pruner = ["search.pruner._target_=optuna.pruners.ThresholdPruner", "+search.pruner={lower: 1.1, n_warmup_steps: 15}"]
+    kind = "search.pruner._target_=optuna.pruners.ThresholdPruner"
+    pruner = [kind, "+search.pruner={lower: 1.1, n_warmup_steps: 15}"]
     with pytest.raises(ValueError, match="no trial of study was completed"):
         search(composed(*overrides, "search.n_trials=2", *pruner))
     pruned = load_study(composed(*overrides)).trials
     assert [trial.state for trial in pruned] == [TrialState.PRUNED] * 2
     assert all(trial.intermediate_values.keys() == {10, 20} for trial in pruned)
     search(composed(*overrides, "search.n_trials=2", "search.pruner=null", "search.name=unpruned"))
-    assert all(trial.state == TrialState.COMPLETE for trial in load_study(composed(*overrides, "search.name=unpruned")).trials)
+    unpruned = load_study(composed(*overrides, "search.name=unpruned")).trials
+    assert [trial.state for trial in unpruned] == [TrialState.COMPLETE] * 2
 
 
 def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(composed, overrides):
@@ -124,7 +127,8 @@ def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(compo
     state = progress(load_study(composed(*some)), 5)
     assert state.num_finished == 5
     assert 0 < len(state.failed) < 5, "the seed draws both choices"
-    with pytest.raises(ValueError, match=r"(?s)search.max_failures=0; narrow search.space.*1 x the training loss is not fin"):
+    message = r"(?s)search.max_failures=0; narrow search.space.* \d x the training loss is not finite"
+    with pytest.raises(ValueError, match=message):
         search(composed(*some, "search.max_failures=0"))
 
 
@@ -252,7 +256,8 @@ def postgresql(tmp_path_factory):
         port = free.getsockname()[1]
 
     def call(program, *arguments):
-        subprocess.run([programs[-1] / program, *arguments], cwd=folder, user=user, check=True, stdout=subprocess.DEVNULL)
+        words = [programs[-1] / program, *arguments]
+        subprocess.run(words, cwd=folder, user=user, check=True, stdout=subprocess.DEVNULL)
 
     try:
         call("initdb", "--pgdata", "data", "--username", "leo", "--auth", "trust", "--no-sync")
