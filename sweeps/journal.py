@@ -42,7 +42,7 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
         oldest = now_file.stat().st_mtime - self.grace_period
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
         beats = {trial._trial_id: self.beats / str(trial._trial_id) for trial in running}
-        return [number for number, beat in beats.items() if beat.exists() and beat.stat().st_mtime < oldest]
+        return [trial_id for trial_id, beat in beats.items() if beat.exists() and beat.stat().st_mtime < oldest]
 
     def get_heartbeat_interval(self) -> int:
         """Seconds."""

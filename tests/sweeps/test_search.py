@@ -288,3 +288,31 @@ def test_the_sampler_and_the_pruner_are_those_of_the_paper_unless_asked(composed
     cfg = composed("stage=search")
     assert instantiate(cfg.search.sampler)().__class__ is optuna.samplers.RandomSampler
     assert instantiate(cfg.search.pruner).__class__ is optuna.pruners.MedianPruner
+
+
+def test_the_settings_of_stage_1_are_searched_alike(composed, tmp_path):
+    """Tiny glyphs, a narrow extractor: trials in folders of their own, no features, the best as a file."""
+    small = [
+        "stage=search_pretrain",
+        "data.source.images_per_class=6",
+        "backbone.width=1",
+        "data.pretrain.max_steps=4",
+        "data.pretrain.val_every=2",
+        "data.pretrain.schedule.num_warmup=1",
+        "trainer.accelerator=cpu",
+        "search.n_trials=2",
+        "search.name=study",
+        f"search.best={tmp_path}/conf/hparams/search/pretrain.yaml",
+    ]
+    cfg = composed(*small)
+    best = search(cfg)
+    study = load_study(cfg)
+    assert best == study.best_value
+    assert [trial.intermediate_values.keys() for trial in study.trials] == [{2, 4}] * 2
+    found = OmegaConf.load(tmp_path / "runs/study/trial-001/config.yaml").data.pretrain.optimizer.lr
+    assert found == study.trials[1].params["data.pretrain.optimizer.lr"]
+    assert not (tmp_path / "features").exists()
+    write_best(cfg)
+    chosen = composed("hparams=search/pretrain", f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
+    assert chosen.backbone.dropout == study.best_params["backbone.dropout"]
+    assert chosen.max_steps == 3000, "the hyperparameters of meta-training are those that were chosen"
