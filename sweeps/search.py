@@ -53,7 +53,6 @@ def search(cfg: DictConfig) -> float:
     once its heartbeat is stale, and run again in its folder, from its last checkpoint.
     """
     settings = cfg.search
-    Path(settings.folder).mkdir(parents=True, exist_ok=True)
     queued = [values_of(cfg, source) for source in settings.enqueue]
     trial_config(cfg, Path("trial"), dict.fromkeys(names(settings.space), 0.5))  # a misspelt key ends the search here
     study = open_study(cfg, queued)
@@ -129,6 +128,7 @@ def train_best(cfg: DictConfig) -> float:
 def open_study(cfg: DictConfig, queued: list[dict[str, Any]]) -> Study:
     """The study of ``cfg``, made where it is missing; refuses one that was made with other settings."""
     settings = cfg.search
+    Path(settings.folder).mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=open_storage(settings.storage),
         sampler=PlacedSampler(instantiate(settings.sampler), settings.seed, queued),

@@ -16,7 +16,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from leo.run import meta_train
-from sweeps.search import load_study, names, search, train_best, values_of, write_best
+from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
 from tests.test_commands import command, environment
 
@@ -46,6 +46,12 @@ def draws(study):
     """What each finished trial's folder was given."""
     done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     return {Path(trial.user_attrs["folder"]).name: trial.params["model.optimizer.lr"] for trial in done}
+
+
+def straight_draws(num_trials):
+    """What a search that nothing interrupts draws, by trial folder."""
+    study = optuna.create_study(sampler=PlacedSampler(optuna.samplers.RandomSampler, 0, []))
+    return {f"trial-{i:03d}": study.ask().suggest_float("model.optimizer.lr", 1e-4, 1e-2) for i in range(num_trials)}
 
 
 @pytest.mark.parametrize("source", ["paper", "released"])
@@ -81,10 +87,7 @@ def test_more_trials_continue_a_search_with_the_same_draws(composed, overrides, 
     assert best == max(trial.value for trial in study.trials)
     assert study.trials[3].intermediate_values.keys() == {10, 20, 30}
     assert study.trials[3].value == max(study.trials[3].intermediate_values.values())
-
-    search(composed(*overrides, "search.n_trials=4", f"dirs.runs={tmp_path / 'other'}"))
-    other = load_study(composed(*overrides, f"dirs.runs={tmp_path / 'other'}"))
-    assert draws(study) == draws(other)
+    assert draws(study) == straight_draws(4)
     assert len(set(draws(study).values())) == 4
     assert {path.name for path in (tmp_path / "runs/study").glob("trial-*")} == set(draws(study))
     for name in ("history.png", "importance.png", "parallel.png"):
@@ -100,11 +103,11 @@ def test_a_trial_does_not_test(composed, overrides, tmp_path):
 
 
 def test_another_sampler_repeats_no_draw_either(composed, overrides):
-    tpe = [*overrides, "search.sampler._target_=optuna.samplers.TPESampler", "+search.sampler.n_startup_trials=2"]
-    for num_trials in (1, 4):
-        search(composed(*tpe, f"search.n_trials={num_trials}"))
-    study = load_study(composed(*tpe))
-    assert len(set(draws(study).values())) == len(study.trials) == 4
+    tpe = ["search.sampler._target_=optuna.samplers.TPESampler", "+search.sampler.n_startup_trials=2"]
+    for _ in range(3):  # processes that start one after another
+        study = open_study(composed(*overrides, *tpe), [])
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len({trial.params["x"] for trial in study.trials}) == len(study.trials) == 6
 
 
 def test_pruned_trials_are_recorded_with_their_curve(composed, overrides):
@@ -211,10 +214,7 @@ def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path
     assert (tmp_path / "runs/study/trial-000/last.ckpt").stat().st_mtime_ns == kept
     assert sorted(draws(study)) == [f"trial-00{i}" for i in range(4)]
     assert sorted(path.name for path in (tmp_path / "runs/study").glob("trial-*")) == sorted(draws(study))
-    straight = optuna.create_study(sampler=PlacedSampler(optuna.samplers.RandomSampler, 0, []))
-    assert [draws(study)[f"trial-00{i}"] for i in range(4)] == [
-        straight.ask().suggest_float("model.optimizer.lr", 1e-4, 1e-2) for _ in range(4)
-    ]
+    assert draws(study) == straight_draws(4)
     curves = [trial.intermediate_values.keys() for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert all(curve == set(range(10, 61, 10)) for curve in curves), "no validation is missing or doubled"
 
@@ -287,7 +287,9 @@ def test_a_server_that_is_not_there_is_a_clear_error(composed, overrides, monkey
 def test_the_sampler_and_the_pruner_are_those_of_the_paper_unless_asked(composed):
     cfg = composed("stage=search")
     assert instantiate(cfg.search.sampler)().__class__ is optuna.samplers.RandomSampler
-    assert instantiate(cfg.search.pruner).__class__ is optuna.pruners.MedianPruner
+    assert open_study(cfg, []).pruner.__class__ is optuna.pruners.MedianPruner
+    without = composed("stage=search", "search.pruner=null", "search.name=other")
+    assert open_study(without, []).pruner.__class__ is optuna.pruners.NopPruner
 
 
 def test_the_settings_of_stage_1_are_searched_alike(composed, tmp_path):
