@@ -10,6 +10,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -94,6 +96,21 @@ def test_more_trials_continue_a_search_with_the_same_draws(composed, overrides, 
         assert (tmp_path / "runs/study" / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"started with other settings \(num_query: 4 -> 5\); .*search.name="):
         search(composed(*overrides, "num_query=5"))
+
+
+@pytest.mark.usefixtures("composed")
+def test_what_only_places_or_ends_a_search_does_not_make_another():
+    def folder(*overrides):
+        cfg = compose("train", ["stage=search", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return cfg.search.folder
+
+    assert folder() == "runs/search-glyphs_1shot-none-seed0"
+    assert (
+        folder("search.n_trials=7", "search.worker=3", "search/storage=journal", "search.enqueue=[manual]") == folder()
+    )
+    assert folder("num_way=3") == "runs/search-glyphs_1shot-none-seed0-num_way=3"
+    assert folder("ablation=random_prior", "seed=1") == "runs/search-glyphs_1shot-random_prior-seed1"
 
 
 def test_a_trial_does_not_test(composed, overrides, tmp_path):
