@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def open_storage(config: DictConfig) -> BaseStorage:
                 raise
             if attempt == ATTEMPTS:
                 reason = str(error.__cause__).splitlines()[0]
-                raise ValueError(f"the storage {config.url} cannot be opened: {reason}") from error
+                shown = make_url(config.url).render_as_string(hide_password=True)
+                raise ValueError(f"the storage {shown} cannot be opened: {reason}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 0.5))
     raise AssertionError
 

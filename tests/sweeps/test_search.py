@@ -288,16 +288,18 @@ def postgresql(tmp_path_factory):
         shutil.rmtree(folder)
 
 
-def test_two_workers_on_an_empty_postgresql_database(composed, overrides, tmp_path, postgresql):
-    storage = ["search/storage=postgresql", f"search.storage.url={postgresql}"]
+def test_two_workers_on_an_empty_postgresql_database(composed, overrides, tmp_path, postgresql, monkeypatch):
+    monkeypatch.setenv("SEARCH_STORAGE", postgresql)
+    storage = ["search/storage=postgresql"]
     two_workers(composed, [*overrides, *WORKER, *storage, f"dirs.runs={tmp_path / 'runs'}"], tmp_path).engine.dispose()
 
 
 def test_a_server_that_is_not_there_is_a_clear_error(composed, overrides, monkeypatch):
     monkeypatch.setattr("sweeps.study.ATTEMPTS", 1)
-    url = "postgresql+psycopg://leo@127.0.0.1:1/none"
-    storage = composed(*overrides, "search/storage=postgresql", f"search.storage.url={url}").search.storage
-    with pytest.raises(ValueError, match=r"the storage postgresql.* cannot be opened: .*[Cc]onnection"):
+    monkeypatch.setenv("SEARCH_STORAGE", "postgresql+psycopg://leo:secret@127.0.0.1:1/none")
+    storage = composed(*overrides, "search/storage=postgresql").search.storage
+    message = r"the storage postgresql\+psycopg://leo:\*\*\*@127.0.0.1:1/none cannot be opened: .*[Cc]onnection"
+    with pytest.raises(ValueError, match=message):
         open_storage(storage)
 
 
