@@ -28,6 +28,8 @@ from sweeps import pictures
 from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, open_storage, place, progress, retry_dead
 
 log = logging.getLogger(__name__)
+
+POLL = 2  # seconds between two looks at the trials of other workers
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 
 
@@ -77,17 +79,20 @@ def search(cfg: DictConfig) -> float:
             trial.set_user_attr(ERROR, str(error.__cause__ or error))
             raise
 
-    grace, interval = settings.storage.grace_period, settings.storage.heartbeat_interval
+    is_waiting = False
     while True:
-        retry_dead(study, timedelta(seconds=grace))
+        retry_dead(study, timedelta(seconds=settings.storage.grace_period))
         state = progress(study, settings.n_trials)
         if len(state.failed) > settings.max_failures:
             raise ValueError(too_many_failures(settings, state))
         if state.can_start:
+            is_waiting = False
             study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[log_trial(settings.n_trials)])
         elif state.running:
-            log.info("%d trials are running in other processes, or have died", len(state.running))
-            time.sleep(interval)
+            if not is_waiting:
+                log.info("waiting for %d trials that run in other processes, or have died", len(state.running))
+            is_waiting = True
+            time.sleep(POLL)
         else:
             break
     if not state.complete:
