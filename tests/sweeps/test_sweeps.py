@@ -17,7 +17,7 @@ def sweep(folder, toy_overrides, *overrides):
     words = command("-m", *toy_overrides, "model.learner.dropout=0", *overrides)  # finite with every seed
     done = subprocess.run(words, cwd=folder, env=paths, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {json.loads(path.read_text())["seed"]: path for path in (folder / "runs").glob("*/result.json")}
+    return {json.loads(path.read_text())["seed"]: path for path in (folder / "runs").glob("glyphs_*/result.json")}
 
 
 @pytest.mark.slow
@@ -44,3 +44,24 @@ def test_the_jobs_of_two_seeds_share_one_search(tmp_path, toy_overrides):
     assert len(rates) == 1
     found = (tmp_path / "conf/hparams/search/glyphs_1shot-none.yaml").read_text()
     assert f"lr: {rates.pop()}" in found
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_make_missing_features_once(tmp_path):
+    needs("joblib")
+    small = [
+        "data.source.images_per_class=6",
+        "backbone.width=1",
+        "data.pretrain.max_steps=4",
+        "data.pretrain.val_every=4",
+        "data.pretrain.schedule.num_warmup=1",
+        "max_steps=10",
+        "val={every: 10, num_tasks: 20}",
+        "test.num_tasks=30",
+        "num_query=3",
+        "trainer.accelerator=cpu",
+    ]
+    runs = sweep(tmp_path, small, "seed=0,1", "hydra/launcher=joblib")
+    assert sorted(runs) == [0, 1]
+    made = [json.loads(path.read_text())["config"]["features_origin"]["checkpoint"] for path in runs.values()]
+    assert made[0] == made[1]
