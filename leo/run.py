@@ -55,7 +55,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             max_steps=cfg.max_steps,
             val_every=cfg.val.every,
             loggers=loggers,
-            callbacks=callbacks,
+            more_callbacks=callbacks,
         )
         device = trainer.strategy.root_device
         tables = {split: scaled(module, table).to(device) for split, table in tables.items()}

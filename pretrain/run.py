@@ -93,7 +93,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             max_steps=recipe.max_steps,
             val_every=recipe.val_every,
             loggers=loggers,
-            callbacks=callbacks,
+            more_callbacks=callbacks,
         )
         outcome = train(trainer, module, data, folder)
         weights = torch.load(outcome.checkpoint, weights_only=True, map_location="cpu")["state_dict"]

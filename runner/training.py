@@ -93,7 +93,7 @@ def make_trainer(
     max_steps: int,
     val_every: int,
     loggers: list[Logger],
-    callbacks: Sequence[pl.Callback],
+    more_callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
     if max_steps % val_every:
@@ -101,16 +101,16 @@ def make_trainer(
             f"max_steps={max_steps} is not a multiple of the {val_every} steps between validations, so its last steps "
             f"would be lost; try {max_steps - max_steps % val_every or val_every}"
         )
-    for logger in loggers:
-        logger.log_hyperparams(config)
-    own = [
+    callbacks = [
         RunCheckpoints(folder, monitor, config),
         RichProgressBar(refresh_rate=20, theme=RichProgressBarTheme(metrics_format=".4g")),
     ]
     if patience is not None:
-        own.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
+    for logger in loggers:
+        logger.log_hyperparams(config)
     return partial_trainer(
-        callbacks=[*callbacks, *own],
+        callbacks=[*more_callbacks, *callbacks],
         logger=[CSVLog(folder), *loggers],
         max_steps=max_steps,
         max_epochs=max_steps // val_every,
