@@ -4,6 +4,7 @@ import logging
 import math
 import pickle
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.module import MetaLearning, TaskData
 from runner.config import without_paths
 from runner.folder import run_folder, write_json
+from runner.loggers import open_loggers
 from runner.memory import keep_freed_memory
 from runner.training import make_trainer, train
 
@@ -27,10 +29,11 @@ log = logging.getLogger(__name__)
 VAL_SEED, TEST_SEED = 1, 2  # of the tasks: the same for every method, ablation and seed
 
 
-def meta_train(cfg: DictConfig) -> float:
+def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     """Meta-train, test the best checkpoint, write ``result.json``; the best validation accuracy, a fraction.
 
-    The same call again goes on from the last checkpoint, and does nothing where the run is finished.
+    The same call again goes on from the last checkpoint, and does nothing where the run is finished. Without
+    ``test.num_tasks`` there is neither test nor result. ``callbacks`` join those of every run.
     """
     tables = load_splits(Path(cfg.features.folder))
     check_sizes(cfg, tables)
@@ -38,7 +41,7 @@ def meta_train(cfg: DictConfig) -> float:
     is_trained = next(module.learner.parameters(), None) is not None
     if is_trained and cfg.max_steps < cfg.val.every:
         raise ValueError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
-    with run_folder(folder, config):
+    with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
         if (folder / "result.json").exists():
             result = OmegaConf.load(folder / "result.json")
             log.info(
@@ -57,7 +60,8 @@ def meta_train(cfg: DictConfig) -> float:
             max_steps=cfg.max_steps,
             val_every=cfg.val.every,
             updates_per_step=updates_per_step(cfg),
-            loggers=list(instantiate(cfg.logger).values()),
+            loggers=loggers,
+            more_callbacks=callbacks,
         )
         device = trainer.strategy.root_device
         tables = {split: scaled(module, table).to(device) for split, table in tables.items()}
@@ -71,7 +75,17 @@ def meta_train(cfg: DictConfig) -> float:
             scores = evaluate(module.to(device).learner, tables["val"], val_tasks, cfg.num_shot)
             score = scores.accuracy.mean().item()
             trained = {"score": score, "num_steps": 0, "seconds": 0.0, "checkpoint": None}
-        return test(cfg, module.to(device), tables["test"], trained, config)["val_accuracy"]
+        if cfg.test.num_tasks is None:
+            return float(trained["score"])
+        tested = test(cfg, module.to(device), tables["test"], trained, config)
+        for logger in loggers:
+            logger.log_metrics({"test/accuracy": tested["accuracy"]})
+        return float(tested["val_accuracy"])
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise where the features of ``cfg`` are missing or do not fit its sizes."""
+    check_sizes(cfg, load_splits(Path(cfg.features.folder)))
 
 
 def test_checkpoint(cfg: DictConfig) -> float:
@@ -169,7 +183,9 @@ def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_ta
 def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
     """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
     smallest = {"num_way": 2, "num_shot": 1, "num_query": 1, "tasks_per_batch": 1}
-    smallest |= {"val.every": 1, "val.num_tasks": 2, "test.num_tasks": 2}
+    smallest |= {"val.every": 1, "val.num_tasks": 2}
+    smallest |= {} if cfg.test.num_tasks is None else {"test.num_tasks": 2}
+    smallest |= {} if cfg.threads is None else {"threads": 1}
     for key, limit in smallest.items():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < limit:

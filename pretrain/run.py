@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
@@ -23,6 +25,7 @@ from pretrain.wide_resnet import WideResNet
 from runner.config import without_paths
 from runner.files import sha256
 from runner.folder import differences, is_first_process, run_folder, write_json
+from runner.loggers import open_loggers
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -39,10 +42,12 @@ def ensure_features(cfg: DictConfig) -> None:
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
-    if not all(path.exists() for path in paths):
-        log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
-        pretrain(cfg)
-        return
+    Path(cfg.dirs.features).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(cfg.dirs.features, ".lock")):  # of runs that start together, one makes them for all
+        if not all(path.exists() for path in paths):
+            log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
+            pretrain(cfg)
+            return
     with safe_open(paths[0], framework="pt") as file:
         recorded = json.loads((file.metadata() or {}).get("config", "{}"))
     changed = differences(recorded, stage_config(cfg))
@@ -53,7 +58,7 @@ def ensure_features(cfg: DictConfig) -> None:
         )
 
 
-def pretrain(cfg: DictConfig) -> float:
+def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     """Build the images, train the extractor, export its features; its best validation accuracy, a fraction.
 
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
@@ -65,7 +70,8 @@ def pretrain(cfg: DictConfig) -> float:
     if cfg.data.source is not None:
         instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
-    with run_folder(Path(cfg.dirs.runs, recipe.run), config) as folder:
+    folder = Path(cfg.dirs.runs, recipe.run)
+    with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
         if (folder / "result.json").exists() and folders_complete(cfg):
             result = OmegaConf.load(folder / "result.json")
             log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * result.val_accuracy)
@@ -99,7 +105,8 @@ def pretrain(cfg: DictConfig) -> float:
             max_steps=recipe.max_steps,
             val_every=recipe.val_every,
             updates_per_step=1,
-            loggers=list(instantiate(cfg.logger).values()),
+            loggers=loggers,
+            more_callbacks=callbacks,
         )
         outcome = train(trainer, module, data, folder)
         weights = torch.load(outcome.checkpoint, weights_only=True, map_location="cpu")["state_dict"]

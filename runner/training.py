@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,7 @@ def make_trainer(
     val_every: int,
     updates_per_step: int,
     loggers: list[Logger],
+    more_callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
     if max_steps % val_every:
@@ -159,8 +160,10 @@ def make_trainer(
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
+    for logger in loggers:
+        logger.log_hyperparams(config)
     return partial_trainer(
-        callbacks=callbacks,
+        callbacks=[*more_callbacks, *callbacks],
         logger=[CSVLog(folder), *loggers],
         max_steps=max_steps,
         max_epochs=max_steps // val_every,

@@ -6,8 +6,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from runner.folder import differences
@@ -23,11 +21,17 @@ METHODS = {
 
 
 class Row(NamedTuple):
-    """All seeds of one experiment and ablation. Accuracies are fractions."""
+    """All seeds of one experiment and ablation; ``variant`` is what else its folders' names say. Fractions."""
 
     experiment: str
     ablation: str
+    variant: str
     results: list[dict[str, Any]]
+
+    @property
+    def source(self) -> str:
+        """Where the hyperparameters come from: the folder of conf/hparams."""
+        return str(self.results[0]["hparams"]).partition("/")[0]
 
     @property
     def accuracy(self) -> float:
@@ -73,7 +77,7 @@ def collect(runs: Path, select: str) -> list[Row]:
                     f"seed ({'; '.join(changed)}); move one of them away"
                 )
         group.append(result)
-    return [Row(experiment, ablation, results) for (experiment, ablation, _), results in groups.items()]
+    return [Row(*key, results) for key, results in groups.items()]
 
 
 def table(rows: list[Row]) -> Table:
@@ -101,13 +105,3 @@ def table(rows: list[Row]) -> Table:
             f"{seconds:.0f}",
         )
     return shown
-
-
-def report(cfg: DictConfig) -> None:
-    """Show the table of ``cfg.stage.select``."""
-    rows = collect(Path(cfg.dirs.runs), cfg.stage.select)
-    if not rows:
-        raise FileNotFoundError(
-            f"no finished run matches {cfg.dirs.runs}/{cfg.stage.select}/result.json; train one first"
-        )
-    Console().print(table(rows))

@@ -8,13 +8,13 @@ from rich.console import Console
 from sweeps.collect import collect, table
 
 
-def write(runs, folder, seed, accuracy, experiment="glyphs_1shot", ablation="none", **config):
+def write(runs, folder, seed, accuracy, experiment="glyphs_1shot", ablation="none", hparams="manual/x", **config):
     path = runs / folder / "result.json"
     path.parent.mkdir(parents=True)
     result = {
         "experiment": experiment,
         "ablation": ablation,
-        "hparams": "manual/x",
+        "hparams": hparams,
         "seed": seed,
         "num_way": 5,
         "num_shot": 1,

@@ -1,0 +1,264 @@
+"""Stage 2 of the paper: Optuna's loop over runs of one experiment, by any number of workers, resumable."""
+
+import copy
+import json
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytorch_lightning as pl
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from leo.run import meta_train
+from runner.files import write_text
+from runner.folder import differences
+from sweeps import pictures
+from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, open_storage, place, progress, retry_dead
+
+log = logging.getLogger(__name__)
+
+POLL = 2  # seconds between two looks at the trials of other workers
+warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
+
+
+class ReportToTrial(pl.Callback):
+    """Report each validation to ``trial``, and end the run where the study's pruner says so."""
+
+    def __init__(self, trial: Trial, monitor: str) -> None:
+        self.trial, self.monitor = trial, monitor
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        score = trainer.callback_metrics[self.monitor].item()
+        with warnings.catch_warnings():  # a resumed run may repeat the validation at which it was killed
+            warnings.filterwarnings("ignore", message=".*is already reported")
+            self.trial.report(score, trainer.global_step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned(f"{self.monitor}={score:.4f} at step {trainer.global_step}")
+
+
+def search(cfg: DictConfig) -> float:
+    """Run the trials that are missing of ``cfg.search.n_trials``; the best validation accuracy, a fraction.
+
+    Returns when every trial is finished, those of other workers too. A trial whose process died is marked as failed
+    once its heartbeat is stale, and run again in its folder, from its last checkpoint.
+    """
+    settings = cfg.search
+    queued = [values_of(cfg, source) for source in settings.enqueue]
+    trial_config(cfg, Path("trial"), dict.fromkeys(names(settings.space), 0.5))  # a misspelt key ends the search here
+    study = open_study(cfg, queued)
+
+    def objective(trial: Trial) -> float:
+        trials = study.get_trials(deepcopy=False)
+        frozen = trials[trial.number]
+        if is_surplus(frozen, trials, settings.n_trials):
+            trial.set_user_attr(SURPLUS, True)
+            raise ValueError(f"other workers have started all {settings.n_trials} trials")
+        folder = Path(settings.folder) / f"trial-{place(frozen, trials):03d}"
+        trial.set_user_attr("folder", str(folder))
+        values = {name: suggest(trial, name) for name, suggest in suggestions(settings.space)}
+        try:
+            run = get_method(settings.objective)
+            return float(run(trial_config(cfg, folder, values), callbacks=[ReportToTrial(trial, "val/accuracy")]))
+        except optuna.TrialPruned:
+            raise
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # Optuna would call the trial failed
+        except Exception as error:
+            trial.set_user_attr(ERROR, str(error.__cause__ or error))
+            raise
+
+    is_waiting = False
+    while True:
+        retry_dead(study, timedelta(seconds=settings.storage.grace_period))
+        state = progress(study, settings.n_trials)
+        if len(state.failed) > settings.max_failures:
+            raise ValueError(too_many_failures(settings, state))
+        if state.can_start:
+            is_waiting = False
+            study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[log_trial(settings.n_trials)])
+        elif state.running:
+            if not is_waiting:
+                log.info("waiting for %d trials that run in other processes, or have died", len(state.running))
+            is_waiting = True
+            time.sleep(POLL)
+        else:
+            break
+    if not state.complete:
+        raise ValueError(f"no trial of {settings.name} was completed; {too_many_failures(settings, state)}")
+    pictures.draw(study, Path(settings.folder))
+    log.info(
+        "%s: best validation accuracy %.2f %% in %s; %d trials complete, %d pruned, %d failed; pictures in %s",
+        settings.name, 100 * study.best_value, study.best_trial.user_attrs["folder"],
+        len(state.complete), len(state.pruned), len(state.failed), settings.folder,
+    )  # fmt: skip
+    return study.best_value
+
+
+def write_best(cfg: DictConfig) -> None:
+    """Write the best trial so far as a file of ``conf/hparams`` on top of the one that the search started from."""
+    best, state = best_trial(cfg), progress(load_study(cfg), cfg.search.n_trials)
+    assert best.value is not None
+    values = OmegaConf.create({})
+    for name, value in best.params.items():
+        OmegaConf.update(values, name, value)
+    text = (
+        "# @package _global_\n"
+        f"# Found by search: study {cfg.search.name}, {Path(best.user_attrs['folder']).name}, "
+        f"validation accuracy {100 * best.value:.2f} %.\n"
+        f"# Trials: {len(state.complete)} complete, {len(state.pruned)} pruned, {len(state.failed)} failed.\n"
+        f"defaults: [/hparams/{cfg.names.hparams}, _self_]\n"
+    )
+    write_text(Path(cfg.search.best), text + OmegaConf.to_yaml(values))
+    log.info("wrote %s", cfg.search.best)
+
+
+def train_best(cfg: DictConfig) -> float:
+    """Meta-train with the best values found: the same run as with ``hparams=search/...``."""
+    found = f"search/{Path(cfg.search.best).stem}"
+    return meta_train(changed(cfg, Path(cfg.run_dir), best_trial(cfg).params | {"names.hparams": found}))
+
+
+def open_study(cfg: DictConfig, queued: list[dict[str, Any]]) -> Study:
+    """The study of ``cfg``, made where it is missing; refuses one that was made with other settings."""
+    settings = cfg.search
+    Path(settings.folder).mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=open_storage(settings.storage),
+        sampler=PlacedSampler(instantiate(settings.sampler), settings.seed, queued),
+        pruner=instantiate(settings.pruner) or optuna.pruners.NopPruner(),
+        study_name=settings.name,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    config = identity(cfg)
+    recorded = study.user_attrs.get("config")
+    if recorded is None:
+        study.set_user_attr("config", config)
+        recorded = config
+    unlike = differences(recorded, config)
+    if unlike:
+        raise ValueError(
+            f"the study {settings.name} was started with other settings ({'; '.join(unlike)}); "
+            f"give this one another name with search.name=..."
+        )
+    return study
+
+
+def load_study(cfg: DictConfig) -> Study:
+    """The study of ``cfg``, which must be there."""
+    folder = Path(cfg.search.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; stage=search makes it, with the same experiment and ablation")
+    try:
+        return optuna.load_study(study_name=cfg.search.name, storage=open_storage(cfg.search.storage))
+    except KeyError:
+        raise FileNotFoundError(f"the storage holds no study {cfg.search.name}; stage=search makes it") from None
+
+
+def best_trial(cfg: DictConfig) -> FrozenTrial:
+    """The complete trial with the highest validation accuracy."""
+    study = load_study(cfg)
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise ValueError(f"the study {cfg.search.name} has no complete trial yet; run stage=search first")
+    return study.best_trial
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """What the trials of a search follow from: the configuration less what only places, shows or ends it."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(config, dict)
+    for key in ("stage", "logger", "run_dir", "checkpoint", "threads", "seed", "dirs"):
+        del config[key]
+    free = ("n_trials", "worker", "max_failures", "storage", "folder", "name", "best")
+    config["search"] = {key: value for key, value in config["search"].items() if key not in free}
+    content: dict[str, Any] = json.loads(json.dumps(config))  # as the storage gives it back
+    return content
+
+
+def trial_config(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig:
+    """A copy of ``cfg`` for a trial with ``values`` in ``folder``."""
+    settings = cfg.search
+    merged = OmegaConf.merge(cfg, settings.set)
+    assert isinstance(merged, DictConfig)
+    return changed(merged, folder, values | {"seed": settings.seed, settings.run_dir: str(folder)})
+
+
+def changed(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig:
+    """A copy of ``cfg`` for a single run in ``folder``, with ``values`` at their dotted keys, and no search."""
+    run = copy.deepcopy(cfg)
+    for name, value in (values | {"run_dir": str(folder), "stage.folder": folder.name}).items():
+        OmegaConf.update(run, name, value)
+    with open_dict(run):
+        del run["search"]
+    return run
+
+
+def suggestions(space: DictConfig, prefix: str = "") -> Iterator[tuple[str, Callable[[Trial, str], Any]]]:
+    """The dotted key of each value to search, and the call that draws it for a trial."""
+    for key, node in space.items():
+        name = f"{prefix}{key!s}"
+        if "_target_" in node:
+            yield name, instantiate(node)
+        else:
+            yield from suggestions(node, f"{name}.")
+
+
+def names(space: DictConfig) -> list[str]:
+    """The dotted keys of the values to search."""
+    return [name for name, _ in suggestions(space)]
+
+
+def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
+    """What ``conf/hparams/<source>/<experiment>.yaml`` says of the values to search; must lie within their ranges."""
+    hydra = HydraConfig.get()
+    file = f"{source}/{cfg.names.experiment}"
+    kept = [override for override in hydra.overrides.task if not override.startswith(("hparams=", "search.enqueue="))]
+    composed = compose(hydra.job.config_name, [*kept, f"hparams={file}"])
+    values = {name: OmegaConf.select(composed, name) for name in names(cfg.search.space)}
+    for name, value in values.items():
+        node = OmegaConf.select(cfg.search.space, name)
+        if "low" in node and not node.low <= value <= node.high:
+            raise ValueError(
+                f"search.enqueue: {name}={value} of hparams/{file}.yaml is outside {node.low} to {node.high}; "
+                f"change search.space.{name}.low or .high"
+            )
+    return values
+
+
+def log_trial(num_trials: int) -> Callable[[Study, FrozenTrial], None]:
+    """A callback that says how a trial ended and where the search stands."""
+
+    def callback(study: Study, trial: FrozenTrial) -> None:
+        state = progress(study, num_trials)
+        outcome = f"{100 * trial.value:.2f} %" if trial.state == TrialState.COMPLETE and trial.value is not None else ""
+        best = f"best {100 * study.best_value:.2f} %, " if state.complete else ""
+        log.info(
+            "%s %s %s(%s%d of %d trials finished: %d pruned, %d failed)",
+            Path(trial.user_attrs.get("folder", "surplus trial")).name, trial.state.name.lower(),
+            f"{outcome or trial.user_attrs.get(ERROR, '')} ".lstrip(), best,
+            state.num_finished, num_trials, len(state.pruned), len(state.failed),
+        )  # fmt: skip
+
+    return callback
+
+
+def too_many_failures(settings: DictConfig, state: Progress) -> str:
+    """The reasons of the failed trials."""
+    reasons = Counter(trial.user_attrs.get(ERROR, "its process died, again and again") for trial in state.failed)
+    listed = "".join(f"\n  {count} x {reason}" for reason, count in reasons.most_common())
+    return (
+        f"{len(state.failed)} trials of {settings.name} failed, search.max_failures={settings.max_failures}; narrow "
+        f"search.space, or raise the limit to go on. The reasons:{listed}"
+    )

@@ -1,0 +1,146 @@
+"""A study that any number of processes work on: its storage, whose draw a trial is, and what is left to do.
+
+A trial keeps its *place* for life: the place counts the trials before it, retries of dead ones left out, so that the
+trials of a search have places 0, 1, 2, ... however often its processes die. A retry has the place of its original.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
+
+SURPLUS, ERROR = "surplus", "error"  # user attributes of trials
+ATTEMPTS = 10
+
+
+def open_storage(config: DictConfig) -> BaseStorage:
+    """The configured storage. Workers that make its tables at the same moment get in each other's way: try again."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            storage: BaseStorage = instantiate(config)
+            return storage
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, SQLAlchemyError):
+                raise
+            if attempt == ATTEMPTS:
+                reason = str(error.__cause__).splitlines()[0]
+                shown = make_url(config.url).render_as_string(hide_password=True)
+                raise ValueError(f"the storage {shown} cannot be opened: {reason}") from error
+            time.sleep(np.random.default_rng().uniform(0.1, 0.5))
+    raise AssertionError
+
+
+def is_retry(trial: FrozenTrial) -> bool:
+    """Whether the trial repeats one whose process died."""
+    return RetryHeartbeatStaleTrialCallback.retried_trial_number(trial) is not None
+
+
+def place(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
+    """The place of ``trial`` among all ``trials`` of its study."""
+    retried = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    number = trial.number if retried is None else retried
+    return number - sum(is_retry(other) for other in trials[:number])
+
+
+def is_surplus(trial: FrozenTrial, trials: list[FrozenTrial], num_trials: int) -> bool:
+    """Whether workers that started trials at the same moment have started this one too many."""
+    counted = [other for other in trials[: trial.number] if not is_retry(other) and SURPLUS not in other.user_attrs]
+    return not is_retry(trial) and len(counted) >= num_trials
+
+
+class PlacedSampler(BaseSampler):
+    """Draws each trial from (seed, place) alone, whichever process runs it, and however often processes start.
+
+    Args:
+        make_sampler: called with ``seed`` for each trial. What else the sampler knows must come from the study.
+        seed: of the search.
+        queued: the values of the first places.
+    """
+
+    def __init__(self, make_sampler: Callable[..., BaseSampler], seed: int, queued: list[dict[str, Any]]) -> None:
+        self.make_sampler, self.seed, self.queued = make_sampler, seed, queued
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Find the trial's place and make its sampler."""
+        number = place(trial, study.get_trials(deepcopy=False))
+        self.values = self.queued[number] if number < len(self.queued) else {}
+        self.sampler = self.make_sampler(seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
+        self.sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What the sampler draws at once: nothing where the values are given."""
+        return {} if self.values else self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """The sampler's draws."""
+        return self.sampler.sample_relative(study, trial, space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """The given value, or the sampler's draw."""
+        return self.values[name] if self.values else self.sampler.sample_independent(study, trial, name, distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Tell the sampler."""
+        self.sampler.after_trial(study, trial, state, values)
+
+
+class Progress(NamedTuple):
+    """Where a search stands. A trial that is retried counts by its last attempt."""
+
+    complete: list[FrozenTrial]
+    pruned: list[FrozenTrial]
+    failed: list[FrozenTrial]
+    running: list[FrozenTrial]
+    can_start: bool
+
+    @property
+    def num_finished(self) -> int:
+        """Trials that need no more work."""
+        return len(self.complete) + len(self.pruned) + len(self.failed)
+
+
+def progress(study: Study, num_trials: int) -> Progress:
+    """Where the study stands on its way to ``num_trials``."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    by_state = {state: [trial for trial in trials if trial.state == state] for state in TrialState}
+    num_started = sum(not is_retry(trial) and SURPLUS not in trial.user_attrs for trial in trials)
+    failed = by_state[TrialState.FAIL]
+    return Progress(
+        complete=by_state[TrialState.COMPLETE],
+        pruned=by_state[TrialState.PRUNED],
+        failed=[trial for trial in failed if trial.number not in retried and SURPLUS not in trial.user_attrs],
+        running=by_state[TrialState.RUNNING],
+        can_start=bool(by_state[TrialState.WAITING]) or num_started < num_trials,
+    )
+
+
+def retry_dead(study: Study, grace: timedelta) -> None:
+    """Mark trials as failed whose process died, and queue them again."""
+    optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Killed between its start and its first heartbeat: its values are drawn right after that.
+        assert trial.datetime_start is not None
+        if not trial.params and datetime.now() - trial.datetime_start > grace:
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except ValueError:
+                continue  # another worker was first
+            study._storage.get_heartbeat_stale_trial_callback()(study, trial)  # type: ignore[attr-defined]

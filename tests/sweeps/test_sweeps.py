@@ -1,0 +1,67 @@
+"""Sweeps on the command line: folders by meaning, finished runs left alone, one search for all seeds."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.sweeps.test_launchers import needs
+from tests.sweeps.test_search import ONE_VALUE
+from tests.test_commands import command, environment
+
+
+def sweep(folder, toy_overrides, *overrides):
+    """The results, by seed, that ``-m`` has left in ``folder``."""
+    paths = environment() | {"PYTHONPATH": str(ROOT)}
+    words = command("-m", *toy_overrides, "model.learner.dropout=0", *overrides)  # finite with every seed
+    done = subprocess.run(words, cwd=folder, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {json.loads(path.read_text())["seed"]: path for path in (folder / "runs").glob("glyphs_*/result.json")}
+
+
+@pytest.mark.slow
+def test_five_seeds_leave_a_finished_run_alone(tmp_path, toy_overrides):
+    one = sweep(tmp_path, toy_overrides, "max_steps=20", "seed=3")
+    stamp = one[3].stat().st_mtime_ns
+    five = sweep(tmp_path, toy_overrides, "max_steps=20", "sweep=five_seeds")
+    assert sorted(five) == [0, 1, 2, 3, 4]
+    assert five[3] == one[3]
+    assert five[3].stat().st_mtime_ns == stamp
+    assert all(path.parent.name.startswith(f"glyphs_1shot-none-seed{seed}") for seed, path in five.items())
+
+
+@pytest.mark.slow
+def test_the_jobs_of_two_seeds_share_one_search(tmp_path, toy_overrides):
+    needs("joblib")
+    search = [*ONE_VALUE[1:], "search.n_trials=3", "search.name=study", "search.storage.heartbeat_interval=1"]
+    runs = sweep(tmp_path, toy_overrides, *search, "stage=paper", "seed=0,1", "hydra/launcher=joblib")
+    trials = sorted(path.name for path in (tmp_path / "runs/study").glob("trial-*"))
+    assert trials == ["trial-000", "trial-001", "trial-002"]
+    results = [json.loads(runs[seed].read_text()) for seed in (0, 1)]
+    assert results[0]["hparams"] == "search/glyphs_1shot-none"
+    rates = {result["config"]["model"]["optimizer"]["lr"] for result in results}
+    assert len(rates) == 1
+    found = (tmp_path / "conf/hparams/search/glyphs_1shot-none.yaml").read_text()
+    assert f"lr: {rates.pop()}" in found
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_make_missing_features_once(tmp_path):
+    needs("joblib")
+    small = [
+        "data.source.images_per_class=6",
+        "backbone.width=1",
+        "data.pretrain.max_steps=4",
+        "data.pretrain.val_every=4",
+        "data.pretrain.schedule.num_warmup=1",
+        "max_steps=10",
+        "val={every: 10, num_tasks: 20}",
+        "test.num_tasks=30",
+        "num_query=3",
+        "trainer.accelerator=cpu",
+    ]
+    runs = sweep(tmp_path, small, "seed=0,1", "hydra/launcher=joblib")
+    assert sorted(runs) == [0, 1]
+    made = [json.loads(path.read_text())["config"]["features_origin"]["checkpoint"] for path in runs.values()]
+    assert made[0] == made[1]
