@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint install
 
 demo: install
+	$(BIN)/python train.py stage=pretrain
 	$(BIN)/python train.py -m sweep=demo
 	$(BIN)/python train.py stage=report 'stage.select=glyphs_1shot*-none-seed0'
 

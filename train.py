@@ -4,7 +4,9 @@ import os
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +30,8 @@ def main(cfg: DictConfig) -> float | None:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
         said = error.__cause__ if isinstance(error, InstantiationException) else error
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise RuntimeError(str(said)) from None  # the other runs go on
         sys.exit(f"error: {said}\n(HYDRA_FULL_ERROR=1 shows where)")
 
 

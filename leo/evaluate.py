@@ -10,6 +10,7 @@ from torch import Tensor
 from leo.episodes import TaskIndices, sample_tasks
 from leo.features import FeatureTable
 from leo.learner import Learner
+from runner.terminal import shares_terminal
 
 TASKS_PER_CHUNK = 500
 
@@ -74,7 +75,7 @@ def fixed_tasks(table: FeatureTable, num_tasks: int, num_way: int, num_shot: int
 def evaluate(learner: Learner, table: FeatureTable, chunks: list[TaskIndices], num_shot: int) -> Scores:
     """The scores of all tasks of ``chunks``, with a progress bar."""
     scorer = Scorer(learner.eval(), table, num_shot)
-    scores = [scorer(tasks) for tasks in track(chunks, description="test")]
+    scores = [scorer(tasks) for tasks in track(chunks, description="test", disable=shares_terminal())]
     return Scores(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
 
 

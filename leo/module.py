@@ -96,7 +96,7 @@ class MetaLearning(pl.LightningModule):
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise ValueError(
-                    f"the training loss is {loss} at step {self.global_step + i} (last finite loss "
+                    f"the training loss is not finite ({loss}) at step {self.global_step + i} (last finite loss "
                     f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
                 )
             self.last_finite_loss = loss

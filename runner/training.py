@@ -24,7 +24,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from runner.csv_log import CSVLog
 from runner.files import whole_file
 from runner.folder import write_json
+from runner.terminal import shares_terminal
 
+log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
 # Lightning 2.6 uses a call that torch 2.11 deprecated; nothing a user could do.
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -135,6 +137,16 @@ class RunProgressBar(RichProgressBar):
         return metrics
 
 
+class ValidationLines(pl.Callback):
+    """A line for each validation, where a bar would be drawn over by those of other processes."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values = ", ".join(
+            f"{name} {value:.4g}" for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        )
+        log.info("%s: step %d of %d, %s", trainer.default_root_dir, trainer.global_step, trainer.max_steps, values)
+
+
 def make_trainer(
     partial_trainer: Callable[..., pl.Trainer],
     folder: Path,
@@ -154,9 +166,9 @@ def make_trainer(
             f"max_steps={max_steps} is not a multiple of the {val_every} steps between validations, so its last steps "
             f"would be lost; try {max_steps - max_steps % val_every or val_every}"
         )
-    callbacks = [
+    callbacks: list[pl.Callback] = [
         RunCheckpoints(folder, monitor, config),
-        RunProgressBar(updates_per_step),
+        ValidationLines() if shares_terminal() else RunProgressBar(updates_per_step),
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
@@ -170,6 +182,7 @@ def make_trainer(
         default_root_dir=folder,
         num_sanity_val_steps=0,
         enable_model_summary=False,
+        enable_progress_bar=not shares_terminal(),
         enable_checkpointing=True,
     )
 
@@ -183,9 +196,9 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
     if not done.exists():
         if last.exists():
             step = torch.load(last, weights_only=True, map_location="cpu")["global_step"]
-            log = trainer.loggers[0]
-            assert isinstance(log, CSVLog)
-            log.keep_steps_before(step)
+            csv_log = trainer.loggers[0]
+            assert isinstance(csv_log, CSVLog)
+            csv_log.keep_steps_before(step)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
