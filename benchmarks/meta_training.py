@@ -10,10 +10,12 @@ and contestants take turns, so that a busy machine slows all of them.
 
 import argparse
 import json
+import logging
 import resource
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -325,6 +327,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
     keep_freed_memory()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     results = {part: PARTS[part](args) for part in args.parts}
     if args.json:
         about = {"torch": torch.__version__, "device": args.device, "cpu": torch.backends.cpu.get_cpu_capability()}

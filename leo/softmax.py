@@ -22,7 +22,7 @@ def cross_entropy(logits: Float[Tensor, "B N Q N"]) -> Float[Tensor, "B N Q"]:
 def accuracy(logits: Float[Tensor, "B N Q N"]) -> Float[Tensor, " B"]:
     """Fraction of each task's images whose best score is their class's."""
     labels = torch.arange(logits.shape[1], device=logits.device).unsqueeze(1)
-    return (logits.argmax(-1) == labels).to(logits.dtype).mean((1, 2))
+    return (logits.max(-1).indices == labels).to(logits.dtype).mean((1, 2))
 
 
 def probabilities(weights: Float[Tensor, "B N E"], images: Float[Tensor, "B NK E"]) -> Float[Tensor, "B N NK"]:
