@@ -251,34 +251,26 @@ def test(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of a test on all remaining images, for ``--test-tasks``, against two plain ways on fewer tasks."""
     table, rows = make_table(20, 600, args.num_features, args.device), []
     leo = make_leo(args.num_features, args.device).eval()
-    for threads in args.threads:
+    sizes = [(threads, num_shot) for threads in args.threads for num_shot in args.num_shot]
+    for threads, num_shot in sizes:  # first, as the peak of memory is that of the process so far
         torch.set_num_threads(threads)
-        for num_shot in args.num_shot:
-            generator = torch.Generator(table.features.device).manual_seed(2)
-            few = sample_tasks(table, 12, args.num_way, num_shot, generator)
-
-            plain = partial(looped, leo, table, few)
-            batched = partial(gathered, leo, table, few)
-            ours = evaluate(leo, table, [few], num_shot).accuracy
-            for other in (torch.tensor(plain(), dtype=torch.double), batched()):
-                torch.testing.assert_close(ours.double().cpu(), other.cpu(), rtol=0, atol=1e-6)
-            seconds = in_turns({"loop": (plain, 1), "gather": (batched, 1)}, args.repeats)
-            start = time.perf_counter()
-            evaluate(leo, table, fixed_tasks(table, args.test_tasks, args.num_way, num_shot, seed=2), num_shot)
-            wait()
-            total = time.perf_counter() - start
-            rows.append(
-                {
-                    "threads": threads,
-                    "shot": num_shot,
-                    "tasks": args.test_tasks,
-                    "seconds": total,
-                    "tasks /s": args.test_tasks / total,
-                    "x loop": seconds["loop"] / 12 / (total / args.test_tasks),
-                    "x gather": seconds["gather"] / 12 / (total / args.test_tasks),
-                    "peak GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-                }
-            )
+        start = time.perf_counter()
+        evaluate(leo, table, fixed_tasks(table, args.test_tasks, args.num_way, num_shot, seed=2), num_shot)
+        wait()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        row = {"threads": threads, "shot": num_shot, "tasks": args.test_tasks, "seconds": seconds, "peak GB": peak}
+        rows.append(row | {"tasks /s": args.test_tasks / seconds})
+    for (threads, num_shot), row in zip(sizes, rows, strict=True):
+        torch.set_num_threads(threads)
+        generator = torch.Generator(table.features.device).manual_seed(2)
+        few = sample_tasks(table, 12, args.num_way, num_shot, generator)
+        plain, batched = partial(looped, leo, table, few), partial(gathered, leo, table, few)
+        ours = evaluate(leo, table, [few], num_shot).accuracy
+        for other in (torch.tensor(plain(), dtype=torch.double), batched()):
+            torch.testing.assert_close(ours.double().cpu(), other.cpu(), rtol=0, atol=1e-6)
+        of_plain = in_turns({"loop": (plain, 1), "gather": (batched, 1)}, args.repeats)
+        row |= {f"x {name}": seconds / 12 * row["tasks /s"] for name, seconds in of_plain.items()}
     show("test on all remaining images", rows)
     return rows
 

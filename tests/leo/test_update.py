@@ -18,9 +18,7 @@ def make_update(kind, device="cpu", num_steps=8):
     optimizer = torch.optim.Adam(leo.parameters(), lr=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
     generator = torch.Generator(device).manual_seed(1)
-    update = kind(
-        leo, optimizer, schedule, table=table, num_shot=2, clip_value=0.1, clip_norm=0.1, generator=generator
-    )
+    update = kind(leo, optimizer, schedule, table=table, num_shot=2, clip_value=0.1, clip_norm=0.1, generator=generator)
     stream = TaskStream(
         table, num_way=3, num_shot=2, num_query=2, batch_size=4, batches_per_epoch=8, batches_per_step=8,
         generator=torch.Generator(device).manual_seed(2),
