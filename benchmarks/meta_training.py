@@ -83,7 +83,7 @@ def our_update(table: FeatureTable, stream: TaskStream) -> Callable[[], Any]:
     generator = torch.Generator(table.features.device).manual_seed(1)
     update: MetaUpdate = make_update(
         leo, optimizer, None,
-        table=table, num_shot=stream.num_shot, clip_value=0.1, clip_norm=0.1, generator=generator,
+        stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator,
     )  # fmt: skip
     return lambda: update(stream.next_batch())
 
@@ -183,7 +183,8 @@ def lightning(args: argparse.Namespace) -> list[dict[str, Any]]:
             bare = our_update(table, make_stream(table, args, num_shot))
             leo = make_leo(args.num_features, args.device)
             val_tasks = fixed_tasks(val_table, 2000, args.num_way, num_shot, seed=1)
-            data = TaskData(make_stream(table, args, num_shot), val_table, val_tasks)
+            make_scorer = partial(Scorer, table=val_table, num_shot=num_shot)
+            data = TaskData(make_stream(table, args, num_shot), val_tasks, make_scorer)
             seconds_of(bare, UPDATES_PER_STEP)
             alone, trained = [], []
             for _ in range(args.repeats):  # in turns

@@ -1,15 +1,13 @@
 """Tasks (episodes): exact sampling of classes and images, and the tensors of a batch of tasks."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from leo.features import FeatureTable
-
-TASKS_PER_DRAW = 1536  # sampled in one go: enough to make the cost of a draw vanish, a few MB of table
+from leo.stream import BatchStream
 
 
 class TaskIndices(NamedTuple):
@@ -80,12 +78,8 @@ def check_task_size(table: FeatureTable, split: str, num_way: int, num_shot: int
         )
 
 
-class TaskStream:
-    """An endless stream of training batches, in epochs of ``batches_per_epoch``, in lists of ``batches_per_step``.
-
-    Tasks are drawn in blocks, ahead of use. ``state_dict`` is the generator before the current block and the place
-    in it, so a resumed stream goes on exactly where it was.
-    """
+class TaskStream(BatchStream):
+    """The stream of classification tasks from ``table``: indices, gathered when they are used."""
 
     def __init__(
         self,
@@ -100,45 +94,20 @@ class TaskStream:
         generator: torch.Generator,
     ) -> None:
         check_task_size(table, "training", num_way, num_shot, num_query)
-        self.table, self.num_shot, self.generator = table, num_shot, generator
+        self.table, self.num_shot = table, num_shot
         self.num_way, self.num_images = num_way, num_shot + num_query
-        self.batch_size = batch_size
-        self.batches_per_epoch, self.batches_per_step = batches_per_epoch, batches_per_step
-        self.batches_per_block = max(1, TASKS_PER_DRAW // batch_size)
-        self.start_block()
-
-    def start_block(self) -> None:
-        """Draw the next block of batches."""
-        self.state_before_block, self.position = self.generator.get_state(), 0
-        self.block = sample_tasks(
-            self.table,
-            self.batches_per_block * self.batch_size,
-            self.num_way,
-            self.num_images,
-            self.generator,
+        super().__init__(
+            batch_size=batch_size,
+            batches_per_epoch=batches_per_epoch,
+            batches_per_step=batches_per_step,
+            device=table.features.device,
+            generator=generator,
         )
 
-    def __len__(self) -> int:
-        return self.batches_per_epoch // self.batches_per_step
+    def draw(self, num_tasks: int) -> TaskIndices:
+        """Classes and images of ``num_tasks`` tasks."""
+        return sample_tasks(self.table, num_tasks, self.num_way, self.num_images, self.generator)
 
-    def __iter__(self) -> Iterator[list[TaskIndices]]:
-        for _ in range(len(self)):
-            yield [self.next_batch() for _ in range(self.batches_per_step)]
-
-    def next_batch(self) -> TaskIndices:
-        """The tasks of one update."""
-        if self.position == self.batches_per_block:
-            self.start_block()
-        batch = slice(self.position * self.batch_size, (self.position + 1) * self.batch_size)
-        self.position += 1
-        return TaskIndices(self.block.classes[batch], self.block.images[batch])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream is."""
-        return {"generator": self.state_before_block, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where ``state`` was taken."""
-        self.generator.set_state(state["generator"].cpu())
-        self.start_block()
-        self.position = state["position"]
+    def gather(self, batch: TaskIndices) -> Tasks:
+        """The features of ``batch``."""
+        return gather(self.table, batch, self.num_shot)

@@ -1,6 +1,7 @@
 """What meta-training and testing ask of a method."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,18 @@ from torch import Tensor, nn
 from leo.episodes import Tasks
 
 
-class Learner(nn.Module, ABC):
+class MetaLearner(nn.Module, ABC):
+    """A method that meta-training improves."""
+
+    @abstractmethod
+    def meta_loss(self, tasks: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """What meta-training minimises, ``loss``, beside its terms; means over the tasks.
+
+        ``generator`` draws what a learner samples in training.
+        """
+
+
+class Learner(MetaLearner):
     """A method that turns a task's support into a classifier, linear in the space of ``embed``."""
 
     def embed(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any E"]:

@@ -1,33 +1,32 @@
 """Meta-training as a Lightning module: optimiser, clipping, logging. The arithmetic is the learner's."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from leo.episodes import TaskIndices, TaskStream
-from leo.evaluate import Scorer
-from leo.features import FeatureTable, Normalizer
-from leo.learner import Learner
+from leo.features import Normalizer
+from leo.learner import MetaLearner
+from leo.stream import BatchStream
 from leo.update import make_update
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
 
 class MetaLearning(pl.LightningModule):
-    """Trains ``learner`` on tasks of normalised features, a number of updates in each training step.
+    """Trains ``learner`` on the tasks of a ``TaskData``, a number of updates in each training step.
 
-    Logs ``train/loss``, each of its terms, ``train/accuracy`` (on dropped-out queries) and the mean of each vector
-    of learned rates, of the last update of each training step; ``val/accuracy`` and ``val/loss`` at each validation.
-    The logged step is the number of the update, from 0.
+    Logs ``train/loss``, each of its terms and the mean of each vector of learned rates, of the last update of each
+    training step; the means of what the data's scorer gives, ``val/...``, at each validation. The logged step is the
+    number of the update, from 0.
 
     Args:
         learner: what is trained.
-        normalizer: fitted to the training features; kept here so that the checkpoint carries it.
+        normalizer: fitted to the training features; kept here so that the checkpoint carries it. None: tasks have none.
         optimizer, schedule: called with the parameters, and with the optimiser (None: a constant rate).
         clip_value, clip_norm: see ``leo.clipping``. As the optimiser, None only for a learner that is not trained.
         seed: of all noise of training; its generator lies on the device of training.
@@ -35,8 +34,8 @@ class MetaLearning(pl.LightningModule):
 
     def __init__(
         self,
-        learner: Learner,
-        normalizer: Normalizer,
+        learner: MetaLearner,
+        normalizer: Normalizer | None,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
@@ -57,20 +56,18 @@ class MetaLearning(pl.LightningModule):
         assert self.generator is not None
         assert self.clip_value is not None
         assert self.clip_norm is not None
-        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]
         schedules = self.trainer.lr_scheduler_configs
         self.update = make_update(
             self.learner,
             self.optimizers(use_pl_optimizer=False),
             schedules[0].scheduler if schedules else None,
-            table=stream.table,
-            num_shot=stream.num_shot,
+            stream=self.trainer.datamodule.stream,  # type: ignore[attr-defined]
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             generator=self.generator,
         )
 
-    def training_step(self, batch: list[TaskIndices], batch_idx: int) -> None:
+    def training_step(self, batch: list[Any], batch_idx: int) -> None:
         """An update for each entry of ``batch``."""
         losses = []
         for tasks in batch:
@@ -117,15 +114,14 @@ class MetaLearning(pl.LightningModule):
         self.generator = torch.Generator(self.trainer.strategy.root_device).manual_seed(self.seed + NOISE)
 
     def on_validation_epoch_start(self) -> None:
-        """Embed the validation images with the weights of now."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.scorer = Scorer(self.learner, data.val_table, data.num_shot)
+        """Make the scorer of the weights of now."""
+        self.scorer = self.trainer.datamodule.make_scorer(self.learner)  # type: ignore[attr-defined]
 
-    def validation_step(self, batch: TaskIndices, batch_idx: int) -> None:
-        """Mean accuracy and loss over a fixed set of tasks."""
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Mean scores over a fixed set of tasks."""
         scores = self.scorer(batch)
-        values = {"val/accuracy": scores.accuracy.mean(), "val/loss": scores.loss.mean()}
-        self.log_dict(values, batch_size=len(scores.accuracy), prog_bar=True)
+        values = {f"val/{name}": score.mean() for name, score in scores._asdict().items()}
+        self.log_dict(values, batch_size=len(scores[0]), prog_bar=True)
         self.log("step", float(self.global_step - 1), batch_size=1)  # which Lightning takes for the logged step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -140,17 +136,25 @@ class MetaLearning(pl.LightningModule):
 
 
 class TaskData(pl.LightningDataModule):
-    """The stream of training tasks and the fixed validation tasks, on tables that lie on the device already."""
+    """The stream of training tasks and the fixed validation tasks, all on the device already.
 
-    def __init__(self, stream: TaskStream, val_table: FeatureTable, val_tasks: list[TaskIndices]) -> None:
+    ``make_scorer`` turns a learner into a function from a chunk of ``val_tasks`` to scores: a NamedTuple of one number
+    a task each.
+    """
+
+    def __init__(
+        self,
+        stream: BatchStream,
+        val_tasks: Sequence[Any],
+        make_scorer: Callable[[Any], Callable[[Any], NamedTuple]],
+    ) -> None:
         super().__init__()
-        self.stream, self.val_table, self.val_tasks = stream, val_table, val_tasks
-        self.num_shot = stream.num_shot
+        self.stream, self.val_tasks, self.make_scorer = stream, val_tasks, make_scorer
 
-    def train_dataloader(self) -> TaskStream:
+    def train_dataloader(self) -> BatchStream:
         """Endless, in epochs of one validation interval; Lightning keeps its place in the checkpoint."""
         return self.stream
 
-    def val_dataloader(self) -> DataLoader[TaskIndices]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The same tasks at each validation, a chunk at a time."""
         return DataLoader(self.val_tasks, batch_size=None)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class Gaussian(NamedTuple):
     u: Float[Tensor, "B N *M Z"]
 
 
-def stddev(u: Float[Tensor, "*any"], offset: float = 0.0) -> Float[Tensor, "*any"]:
+def stddev(u: Float[Tensor, "*any"], offset: float | Tensor = 0.0) -> Float[Tensor, "*any"]:
     """max(exp(u) - (1 - offset), 1e-10), by expm1 so that small u keeps its digits in float32."""
     return (torch.expm1(u) + offset).clamp_min(STDDEV_FLOOR)
 

@@ -1,21 +1,23 @@
-"""Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on features, test its best checkpoint."""
+"""Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on tasks, test its best checkpoint."""
 
+import json
 import logging
 import math
 import pickle
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from leo.episodes import TaskStream, check_task_size
-from leo.evaluate import evaluate, fixed_tasks, interval95
+from leo.episodes import TaskIndices, TaskStream, check_task_size
+from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.module import MetaLearning, TaskData
 from runner.config import without_paths
@@ -29,25 +31,54 @@ log = logging.getLogger(__name__)
 VAL_SEED, TEST_SEED = 1, 2  # of the tasks: the same for every method, ablation and seed
 
 
+@runtime_checkable
+class Problem(Protocol):
+    """A kind of tasks, as meta-training asks for it; ``conf/tasks`` names one.
+
+    ``score`` is what validation and testing maximise, ``origin`` what results follow from beside the configuration.
+    """
+
+    score: str
+    origin: dict[str, Any]
+
+    def build(self) -> MetaLearning:
+        """The learner in its Lightning module."""
+
+    def data(self, module: MetaLearning, device: torch.device) -> TaskData:
+        """Training stream, validation tasks and scorer on ``device``."""
+
+    def validate(self, module: MetaLearning) -> float:
+        """The validation score of a learner that has nothing to train."""
+
+    def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
+        """What ``result.json`` says of the test tasks, with ``score`` among it."""
+
+    def summary(self, result: dict[str, Any]) -> str:
+        """The result in a line or a table."""
+
+
+def make_problem(cfg: DictConfig) -> Problem:
+    """The problem that ``cfg.tasks`` names, after its checks."""
+    problem: Problem = instantiate(cfg.tasks)(cfg)
+    return problem
+
+
 def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
-    """Meta-train, test the best checkpoint, write ``result.json``; the best validation accuracy, a fraction.
+    """Meta-train, test the best checkpoint, write ``result.json``; the best validation score (accuracy: a fraction).
 
     The same call again goes on from the last checkpoint, and does nothing where the run is finished. Without
     ``test.num_tasks`` there is neither test nor result. ``callbacks`` join those of every run.
     """
-    tables = load_splits(Path(cfg.features.folder))
-    check_sizes(cfg, tables)
-    module, config, folder = build(cfg, tables), run_config(cfg, tables), Path(cfg.run_dir)
+    problem = make_problem(cfg)
+    module, config, folder = problem.build(), run_config(cfg, problem.origin), Path(cfg.run_dir)
     is_trained = next(module.learner.parameters(), None) is not None
     if is_trained and cfg.max_steps < cfg.val.every:
         raise ValueError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
     with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
         if (folder / "result.json").exists():
-            result = OmegaConf.load(folder / "result.json")
-            log.info(
-                "%s is finished: test accuracy %.2f %%; delete the folder to repeat it", folder, 100 * result.accuracy
-            )
-            return float(result.val_accuracy)
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            log.info("%s is finished: %s; delete the folder to repeat it", folder, problem.summary(result))
+            return float(result[f"val_{problem.score}"])
         keep_freed_memory()
         # Torch counts the cores, of which a launcher gives each of its processes a share. More than two are no faster.
         torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
@@ -55,7 +86,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             instantiate(cfg.trainer),
             folder,
             config=config,
-            monitor="val/accuracy",
+            monitor=f"val/{problem.score}",
             patience=cfg.patience,
             max_steps=cfg.max_steps,
             val_every=cfg.val.every,
@@ -64,66 +95,49 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             more_callbacks=callbacks,
         )
         device = trainer.strategy.root_device
-        tables = {split: scaled(module, table).to(device) for split, table in tables.items()}
-        val_tasks = fixed_tasks(tables["val"], cfg.val.num_tasks, cfg.num_way, cfg.num_shot, VAL_SEED)
         if is_trained:
-            training = concatenate([tables[split] for split in cfg.train_splits])
-            outcome = train(trainer, module, task_data(cfg, training, tables["val"], val_tasks), folder)
+            outcome = train(trainer, module, problem.data(module, device), folder)
             load_weights(module, outcome.checkpoint, cfg)
             trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
-            scores = evaluate(module.to(device).learner, tables["val"], val_tasks, cfg.num_shot)
-            score = scores.accuracy.mean().item()
+            score = problem.validate(module.to(device))
             trained = {"score": score, "num_steps": 0, "seconds": 0.0, "checkpoint": None}
         if cfg.test.num_tasks is None:
             return float(trained["score"])
-        tested = test(cfg, module.to(device), tables["test"], trained, config)
+        tested = test(cfg, problem, module.to(device), trained, config)
         for logger in loggers:
-            logger.log_metrics({"test/accuracy": tested["accuracy"]})
-        return float(tested["val_accuracy"])
+            logger.log_metrics({f"test/{problem.score}": tested[problem.score]})
+        return float(trained["score"])
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise where the features of ``cfg`` are missing or do not fit its sizes."""
-    check_sizes(cfg, load_splits(Path(cfg.features.folder)))
+    """Raise where the tasks of ``cfg`` cannot be made: features are missing, or do not fit its sizes."""
+    make_problem(cfg)
 
 
 def test_checkpoint(cfg: DictConfig) -> float:
-    """Test ``cfg.checkpoint`` alone, with the configuration given; write ``result.json``; the accuracy, a fraction."""
+    """Test ``cfg.checkpoint`` alone, with the configuration given; write ``result.json``; its score."""
     if cfg.checkpoint is None:
         raise ValueError("stage=test needs checkpoint=PATH, the best.ckpt of a run folder")
-    tables = load_splits(Path(cfg.features.folder))
-    check_sizes(cfg, tables)
-    module = build(cfg, tables)
+    problem = make_problem(cfg)
+    module, config = problem.build(), run_config(cfg, problem.origin)
     checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
-    config = run_config(cfg, tables)
     score = max(state["best_score"] for name, state in checkpoint["callbacks"].items() if name == "RunCheckpoints")
     trained = {"score": score, "num_steps": checkpoint["global_step"], "seconds": None}
     with run_folder(Path(cfg.run_dir), config):
-        return test(cfg, module, scaled(module, tables["test"]), trained | {"checkpoint": cfg.checkpoint}, config)[
-            "accuracy"
-        ]
+        return float(test(cfg, problem, module, trained | {"checkpoint": cfg.checkpoint}, config)[problem.score])
 
 
 def test(
-    cfg: DictConfig, module: MetaLearning, table: FeatureTable, trained: dict[str, Any], config: dict[str, Any]
+    cfg: DictConfig, problem: Problem, module: MetaLearning, trained: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Score ``cfg.test.num_tasks`` tasks of the scaled ``table``; write and return the result."""
+    """Test ``module``; write and return the result."""
     start = time.perf_counter()
-    tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
-    scores = evaluate(module.learner, table, tasks, cfg.num_shot)
     result = {
         **OmegaConf.to_container(cfg.names, resolve=True),  # type: ignore[dict-item]
         "seed": cfg.seed,
-        "num_way": cfg.num_way,
-        "num_shot": cfg.num_shot,
-        "data": table.origin["data"],
-        "layer": table.origin["layer"],
-        "num_tasks": len(scores.accuracy),
-        "accuracy": scores.accuracy.mean().item(),
-        "interval95": interval95(scores.accuracy),
-        "loss": scores.loss.mean().item(),
-        "val_accuracy": trained["score"],
+        **problem.test(module, module.device),
+        f"val_{problem.score}": trained["score"],
         "num_steps": trained["num_steps"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
@@ -131,11 +145,73 @@ def test(
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
     }
     write_json(Path(cfg.run_dir) / "result.json", result)
-    log.info(
-        "%s: test accuracy %.2f +- %.2f %% (95 %% interval over %d tasks)",
-        cfg.run_dir, 100 * result["accuracy"], 100 * result["interval95"], result["num_tasks"],
-    )  # fmt: skip
+    log.info("%s: %s", cfg.run_dir, problem.summary(result))
     return result
+
+
+class Classification:
+    """N-way K-shot classification of images by the features of ``cfg.features``; judged by accuracy."""
+
+    score = "accuracy"
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.tables = cfg, load_splits(Path(cfg.features.folder))
+        check_sizes(cfg, self.tables)
+        origin = self.tables["train"].origin
+        self.origin = {"features_origin": {key: value for key, value in origin.items() if key != "config"}}
+
+    def build(self) -> MetaLearning:
+        """The learner, and the normaliser of its features."""
+        return build(self.cfg, self.tables)
+
+    def data(self, module: MetaLearning, device: torch.device) -> TaskData:
+        """Tasks of scaled features."""
+        cfg = self.cfg
+        training = concatenate([scaled(module, self.tables[split]).to(device) for split in cfg.train_splits])
+        stream = TaskStream(
+            training,
+            num_way=cfg.num_way,
+            num_shot=cfg.num_shot,
+            num_query=cfg.num_query,
+            batch_size=cfg.tasks_per_batch,
+            batches_per_epoch=cfg.val.every,
+            batches_per_step=updates_per_step(cfg),
+            generator=torch.Generator(device).manual_seed(cfg.seed),
+        )
+        val = scaled(module, self.tables["val"]).to(device)
+        return TaskData(stream, self.val_tasks(val), partial(Scorer, table=val, num_shot=cfg.num_shot))
+
+    def val_tasks(self, val: FeatureTable) -> list[TaskIndices]:
+        """The validation tasks of the table ``val``."""
+        return fixed_tasks(val, self.cfg.val.num_tasks, self.cfg.num_way, self.cfg.num_shot, VAL_SEED)
+
+    def validate(self, module: MetaLearning) -> float:
+        """Validation accuracy of a learner that is not trained, a fraction."""
+        val = scaled(module, self.tables["val"].to(module.device))
+        return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy.mean().item()
+
+    def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
+        """Accuracy, its interval and the loss on the test tasks."""
+        cfg, table = self.cfg, scaled(module, self.tables["test"].to(device))
+        tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
+        scores = evaluate(module.learner, table, tasks, cfg.num_shot)
+        return {
+            "num_way": cfg.num_way,
+            "num_shot": cfg.num_shot,
+            "data": table.origin["data"],
+            "layer": table.origin["layer"],
+            "num_tasks": len(scores.accuracy),
+            "accuracy": scores.accuracy.mean().item(),
+            "interval95": interval95(scores.accuracy),
+            "loss": scores.loss.mean().item(),
+        }
+
+    def summary(self, result: dict[str, Any]) -> str:
+        """Accuracy and interval."""
+        return (
+            f"test accuracy {100 * result['accuracy']:.2f} +- {100 * result['interval95']:.2f} % "
+            f"(95 % interval over {result['num_tasks']} tasks)"
+        )
 
 
 def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
@@ -157,6 +233,7 @@ def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
 
 def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
     """``table`` with the features that the learner sees."""
+    assert module.normalizer is not None
     return table._replace(features=module.normalizer(table.features))
 
 
@@ -165,31 +242,21 @@ def updates_per_step(cfg: DictConfig) -> int:
     return math.gcd(cfg.val.every, cfg.trainer.log_every_n_steps)
 
 
-def task_data(cfg: DictConfig, training: FeatureTable, val: FeatureTable, val_tasks: list[Any]) -> TaskData:
-    """The training stream and the validation tasks of ``cfg``."""
-    stream = TaskStream(
-        training,
-        num_way=cfg.num_way,
-        num_shot=cfg.num_shot,
-        num_query=cfg.num_query,
-        batch_size=cfg.tasks_per_batch,
-        batches_per_epoch=cfg.val.every,
-        batches_per_step=updates_per_step(cfg),
-        generator=torch.Generator(training.features.device).manual_seed(cfg.seed),
-    )
-    return TaskData(stream, val, val_tasks)
-
-
-def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
-    """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
-    smallest = {"num_way": 2, "num_shot": 1, "num_query": 1, "tasks_per_batch": 1}
-    smallest |= {"val.every": 1, "val.num_tasks": 2}
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise where a size that all kinds of tasks have makes no sense."""
+    smallest = {"num_shot": 1, "num_query": 1, "tasks_per_batch": 1, "val.every": 1, "val.num_tasks": 2}
+    smallest |= {} if cfg.num_way is None else {"num_way": 2}
     smallest |= {} if cfg.test.num_tasks is None else {"test.num_tasks": 2}
     smallest |= {} if cfg.threads is None else {"threads": 1}
     for key, limit in smallest.items():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < limit:
             raise ValueError(f"{key}={value} must be a whole number of at least {limit}")
+
+
+def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
+    """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
+    check_numbers(cfg)
     unknown = set(cfg.train_splits) - {"train", "val"}
     if unknown or "train" not in cfg.train_splits:
         raise ValueError(f"train_splits={list(cfg.train_splits)} must be [train] or [train, val]")
@@ -199,15 +266,13 @@ def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
         check_task_size(tables[split], split, cfg.num_way, cfg.num_shot, 1)
 
 
-def run_config(cfg: DictConfig, tables: dict[str, FeatureTable]) -> dict[str, Any]:
-    """What a run's numbers follow from: the resolved configuration, less what only shows them, and the features."""
+def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
+    """What a run's numbers follow from: the resolved configuration, less what only shows them, and ``origin``."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     free = ("stage", "logger", "run_dir", "checkpoint", "threads")
     shown = {str(key): value for key, value in config.items() if key not in free}
-    return without_paths(shown) | {
-        "features_origin": {key: value for key, value in tables["train"].origin.items() if key != "config"}
-    }
+    return without_paths(shown) | origin
 
 
 def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
@@ -226,20 +291,26 @@ def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str,
             f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "
             f"choose the experiment that the checkpoint was trained with"
         )
-    width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(module.normalizer.mean)
+    if module.normalizer is not None:
+        check_features(module.normalizer, checkpoint, path, cfg)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the configured learner: {error}") from error
+    return checkpoint
+
+
+def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Path, cfg: DictConfig) -> None:
+    """Raise where the checkpoint at ``path`` was trained on features of another width or scale."""
+    width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(normalizer.mean)
     if width != wanted:
         raise ValueError(
             f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
             f"choose the features that the checkpoint was trained on"
         )
     kind = checkpoint["config"]["features"]["normalize"]
-    if kind != module.normalizer.kind:
+    if kind != normalizer.kind:
         raise ValueError(
-            f"{path} was trained with features.normalize={kind}, the configuration asks for {module.normalizer.kind}; "
+            f"{path} was trained with features.normalize={kind}, the configuration asks for {normalizer.kind}; "
             f"add features.normalize={kind}"
         )
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the configured learner: {error}") from error
-    return checkpoint

@@ -18,11 +18,11 @@ def make_update(kind, device="cpu", num_steps=8):
     optimizer = torch.optim.Adam(leo.parameters(), lr=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
     generator = torch.Generator(device).manual_seed(1)
-    update = kind(leo, optimizer, schedule, table=table, num_shot=2, clip_value=0.1, clip_norm=0.1, generator=generator)
     stream = TaskStream(
         table, num_way=3, num_shot=2, num_query=2, batch_size=4, batches_per_epoch=8, batches_per_step=8,
         generator=torch.Generator(device).manual_seed(2),
     )  # fmt: skip
+    update = kind(leo, optimizer, schedule, stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator)
     return update, stream
 
 
@@ -32,7 +32,7 @@ def test_an_update_is_a_clipped_adam_step_at_the_scheduled_rate():
     moments = {name: [torch.zeros_like(p), torch.zeros_like(p)] for name, p in leo.named_parameters()}
     for step in range(3):
         tasks = stream.next_batch()
-        features = update.table.features[tasks.images]
+        features = stream.table.features[tasks.images]
         loss = leo.meta_loss(Tasks(features[:, :, :2], features[:, :, 2:]), generator)["loss"]
         leo.zero_grad()
         loss.backward()
