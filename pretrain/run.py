@@ -39,9 +39,9 @@ def ensure_features(cfg: DictConfig) -> None:
     if cfg.features.source is not None:
         instantiate(cfg.features.source, folder=Path(cfg.features.folder))
         return
-    paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
+    paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     Path(cfg.dirs.features).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(cfg.dirs.features, ".lock")):  # of runs that start together, one makes them for all
         if not all(path.exists() for path in paths):

@@ -64,8 +64,8 @@ def collect(runs: Path, select: str) -> list[Row]:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for path in sorted(runs.glob(f"{select}/result.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result.get("stage") == "pretrain" or path.parent.name.startswith("test-"):
-            continue
+        if "accuracy" not in result or path.parent.name.startswith("test-"):
+            continue  # stage 1, regression, and tests alone have no row
         variant = path.parent.name.partition(f"-seed{result['seed']}")[2]
         group = groups.setdefault((result["experiment"], result["ablation"], variant), [])
         if group:

@@ -1,0 +1,224 @@
+"""Meta-learning of whole models on any distribution of tasks: a kind of tasks that needs no features."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor
+
+from leo.evaluate import interval95
+from leo.functions import ModelTasks
+from leo.module import MetaLearning, TaskData
+from leo.regression import ModelLearner
+from leo.run import TEST_SEED, VAL_SEED, check_numbers, updates_per_step
+from leo.stream import BatchStream
+from runner.terminal import shares_terminal
+
+TASKS_PER_CHUNK = 100  # adapted at once, each as often as it is sampled
+NUM_TEST_QUERIES = 100  # of each task, judged without noise
+
+Extra = Callable[[ModelTasks, ModelLearner, Tensor], dict[str, Tensor]]
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """Where tasks come from: the one thing that a new kind of tasks must write."""
+
+    def sample(self, num_tasks: int, num_shot: int, num_query: int, generator: torch.Generator) -> ModelTasks:
+        """``num_tasks`` tasks by ``generator``, on its device."""
+
+
+class DistributionStream(BatchStream):
+    """Training batches from a distribution."""
+
+    def __init__(self, distribution: Distribution, *, num_shot: int, num_query: int, **kwargs: Any) -> None:
+        self.distribution, self.num_shot, self.num_query = distribution, num_shot, num_query
+        super().__init__(**kwargs)
+
+    def draw(self, num_tasks: int) -> ModelTasks:
+        """``num_tasks`` tasks of the distribution."""
+        return self.distribution.sample(num_tasks, self.num_shot, self.num_query, self.generator)
+
+    def gather(self, batch: ModelTasks) -> ModelTasks:
+        """The batch: its tensors are all there is."""
+        return batch
+
+
+class ModelScores(NamedTuple):
+    """Per task: the loss of the adapted models to the truth of the queries, mean over the samples; and minus it."""
+
+    loss: Float[Tensor, " B"]
+    score: Float[Tensor, " B"]
+
+
+def sample_models(
+    learner: ModelLearner, tasks: ModelTasks, num_samples: int, generator: torch.Generator
+) -> Float[Tensor, "S B P"]:
+    """Parameters of ``num_samples`` models adapted to each task."""
+    x, y = (part.repeat(num_samples, 1, 1) for part in (tasks.support_x, tasks.support_y))
+    return learner.sample(x, y, generator).unflatten(0, (num_samples, -1))
+
+
+def predict(
+    learner: ModelLearner, parameters: Float[Tensor, "S B P"], x: Float[Tensor, "B Q X"]
+) -> Float[Tensor, "S B Q Y"]:
+    """What each sampled model says of its task's x."""
+    num_samples = len(parameters)
+    return learner.model(parameters.flatten(0, 1), x.repeat(num_samples, 1, 1)).unflatten(0, (num_samples, -1))
+
+
+class ModelScorer:
+    """The scores of ``learner`` by one sample a task; the draws are the same at each call with the same tasks."""
+
+    def __init__(self, learner: ModelLearner) -> None:
+        self.learner = learner
+
+    def __call__(self, tasks: ModelTasks) -> ModelScores:
+        """The scores of ``tasks``."""
+        # Validation runs in inference mode, whose tensors have no gradients: none for the inner loops.
+        with torch.inference_mode(False), torch.no_grad():
+            generator = torch.Generator(tasks.support_x.device).manual_seed(VAL_SEED)
+            parameters = self.learner.sample(tasks.support_x, tasks.support_y, generator)
+            loss = self.learner.loss(self.learner.model(parameters, tasks.query_x), tasks.truth)
+        return ModelScores(loss, -loss)
+
+
+class ModelProblem:
+    """Tasks of a distribution, learned by generating a whole model; judged by its loss to the truth.
+
+    Args:
+        cfg: the configuration.
+        distribution: see ``Distribution``.
+        num_shots: numbers of support examples to test with; the score is of ``cfg.num_shot``.
+        num_samples: models drawn for each test task.
+        extra: more numbers from the sampled models of a chunk of test tasks, one of each task; NaN: does not apply.
+            None: none.
+    """
+
+    score = "score"
+
+    def __init__(
+        self, cfg: DictConfig, *, distribution: Distribution, num_shots: list[int], num_samples: int, extra: Extra | None
+    ) -> None:
+        self.cfg, self.distribution, self.origin = cfg, distribution, {}
+        self.num_shots, self.num_samples, self.extra = num_shots, num_samples, extra
+        check_numbers(cfg)
+        if cfg.num_shot not in num_shots or min(num_shots) < 1:
+            raise ValueError(
+                f"tasks.num_shots={list(num_shots)} must be positive and hold num_shot={cfg.num_shot}; add it"
+            )
+        if num_samples < 1:
+            raise ValueError(f"tasks.num_samples={num_samples} must be at least 1")
+
+    def build(self) -> MetaLearning:
+        """The learner; there are no features to normalise."""
+        cfg = self.cfg
+        pl.seed_everything(cfg.seed, verbose=False)
+        return MetaLearning(
+            instantiate(cfg.model.learner),
+            None,
+            optimizer=instantiate(cfg.model.optimizer),
+            schedule=instantiate(cfg.model.schedule),
+            clip_value=cfg.model.clip_value,
+            clip_norm=cfg.model.clip_norm,
+            seed=cfg.seed,
+        )
+
+    def data(self, module: MetaLearning, device: torch.device) -> TaskData:
+        """The stream, and fixed validation tasks."""
+        cfg = self.cfg
+        stream = DistributionStream(
+            self.distribution,
+            num_shot=cfg.num_shot,
+            num_query=cfg.num_query,
+            batch_size=cfg.tasks_per_batch,
+            batches_per_epoch=cfg.val.every,
+            batches_per_step=updates_per_step(cfg),
+            device=device,
+            generator=torch.Generator(device).manual_seed(cfg.seed),
+        )
+        return TaskData(stream, self.fixed_tasks(cfg.val.num_tasks, cfg.num_shot, VAL_SEED, device), ModelScorer)
+
+    def fixed_tasks(self, num_tasks: int, num_shot: int, seed: int, device: torch.device) -> list[ModelTasks]:
+        """The same tasks for every run, in chunks."""
+        generator = torch.Generator(device).manual_seed(seed)
+        tasks = self.distribution.sample(num_tasks, num_shot, NUM_TEST_QUERIES, generator)
+        return [ModelTasks(*parts) for parts in zip(*(part.split(TASKS_PER_CHUNK) for part in tasks), strict=True)]
+
+    def validate(self, module: MetaLearning) -> float:
+        """Every learner of whole models has something to train."""
+        raise TypeError(f"{type(module.learner).__name__} has nothing to train")
+
+    def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
+        """By number of shots, means over the test tasks with their 95 % intervals."""
+        rows = []
+        for num_shot in track(self.num_shots, description="test", disable=shares_terminal()):
+            chunks = self.fixed_tasks(self.cfg.test.num_tasks, num_shot, TEST_SEED, device)
+            rows.append({"num_shot": num_shot} | test_shots(module.learner, chunks, self.num_samples, self.extra))
+        by_shot = {row["num_shot"]: row for row in rows}
+        return {
+            "num_shot": self.cfg.num_shot,
+            "num_tasks": self.cfg.test.num_tasks,
+            "num_samples": self.num_samples,
+            "score": -by_shot[self.cfg.num_shot]["mean"],
+            "by_num_shot": rows,
+        }
+
+    def summary(self, result: dict[str, Any]) -> str:
+        """A table in Markdown: a row for each number of shots."""
+        rows = result["by_num_shot"]
+        names = [name for name in rows[0] if name != "num_shot" and not name.endswith("_interval95")]
+        lines = [["shots", *names], ["---:"] * (1 + len(names))]
+        lines += [
+            [str(row["num_shot"]), *(number(row[name], row.get(f"{name}_interval95")) for name in names)] for row in rows
+        ]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return (
+            f"loss to the truth over {result['num_tasks']} test tasks, +- 95 % interval; mean: of the "
+            f"{result['num_samples']} samples' average prediction, single: of one sample, best: of the best sample\n{table}"
+        )
+
+
+def number(value: float | None, interval: float | None) -> str:
+    """A cell of the table."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if interval is None else f"{value:.3f} +- {interval:.3f}"
+
+
+@torch.no_grad()
+def test_shots(
+    learner: ModelLearner, chunks: list[ModelTasks], num_samples: int, extra: Extra | None
+) -> dict[str, float | None]:
+    """Means over the tasks of ``chunks``, and their intervals. None: of no task.
+
+    mean: the loss of the samples' average prediction; single: of one sample; best: of the sample with the lowest loss,
+    which only the truth can pick.
+    """
+    per_task: dict[str, list[Tensor]] = {}
+    for i, tasks in enumerate(chunks):
+        generator = torch.Generator(tasks.support_x.device).manual_seed(TEST_SEED + i)
+        parameters = sample_models(learner, tasks, num_samples, generator)
+        predictions = predict(learner, parameters, tasks.query_x)
+        losses = torch.stack([learner.loss(prediction, tasks.truth) for prediction in predictions])
+        numbers = {
+            "mean": learner.loss(predictions.mean(0), tasks.truth),
+            "single": losses.mean(0),
+            "best": losses.min(0).values,
+        }
+        if extra is not None:
+            numbers |= extra(tasks, learner, parameters)
+        for name, values in numbers.items():
+            per_task.setdefault(name, []).append(values)
+    result: dict[str, float | None] = {}
+    for name, parts in per_task.items():
+        values = torch.cat(parts)
+        values = values[~values.isnan()] if extra is not None and name not in ("mean", "single", "best") else values
+        result[name] = values.mean().item() if len(values) else None
+        result[f"{name}_interval95"] = interval95(values) if len(values) > 1 else None
+    return result
