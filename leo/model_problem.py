@@ -103,7 +103,13 @@ class ModelProblem:
     score = "score"
 
     def __init__(
-        self, cfg: DictConfig, *, distribution: Distribution, num_shots: list[int], num_samples: int, extra: Extra | None
+        self,
+        cfg: DictConfig,
+        *,
+        distribution: Distribution,
+        num_shots: list[int],
+        num_samples: int,
+        extra: Extra | None,
     ) -> None:
         self.cfg, self.distribution, self.origin = cfg, distribution, {}
         self.num_shots, self.num_samples, self.extra = num_shots, num_samples, extra
@@ -175,7 +181,8 @@ class ModelProblem:
         names = [name for name in rows[0] if name != "num_shot" and not name.endswith("_interval95")]
         lines = [["shots", *names], ["---:"] * (1 + len(names))]
         lines += [
-            [str(row["num_shot"]), *(number(row[name], row.get(f"{name}_interval95")) for name in names)] for row in rows
+            [str(row["num_shot"]), *(number(row[name], row.get(f"{name}_interval95")) for name in names)]
+            for row in rows
         ]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return (

@@ -88,8 +88,8 @@ def bias_free(sizes: Sequence[int]) -> nn.Sequential:
 class ModelLEO(ModelLearner):
     """LEO with one latent code a task that generates the whole model. Sampled in training and evaluation alike.
 
-    The standard deviation of a code is exp(u), that of a parameter max(exp(u) - (1 - scale), 1e-10): both start at
-    that of their prior, N(0, 1) and the model's own ``scale``.
+    The standard deviation of a code is exp(u), that of a parameter max(exp(u) - (1 - s), 1e-10), s its share of the
+    model's ``scale``: they start near 1 and near s.
 
     Args:
         num_inputs: of the encoder: numbers of one example, x and y together.
@@ -97,6 +97,7 @@ class ModelLEO(ModelLearner):
         num_hidden: units of the two hidden layers of the encoder, and of the decoder.
         num_latent_steps, num_finetune_steps: inner steps in latent space and in parameter space.
         latent_lr, finetune_lr: initial value of the learned rates, one for each latent dimension and parameter.
+        noise_scale: share of the model's ``scale`` that parameters are first drawn with.
         kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2 of Eq. 6.
     """
 
@@ -113,13 +114,14 @@ class ModelLEO(ModelLearner):
         num_finetune_steps: int,
         latent_lr: float,
         finetune_lr: float,
+        noise_scale: float,
         kl_weight: float,
         encoder_penalty_weight: float,
         l2_weight: float,
         orthogonality_weight: float,
     ) -> None:
         super().__init__(model, loss, max_norm)
-        self.num_latents = num_latents
+        self.num_latents, self.noise_scale = num_latents, noise_scale
         self.num_latent_steps, self.num_finetune_steps = num_latent_steps, num_finetune_steps
         self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
@@ -152,7 +154,7 @@ class ModelLEO(ModelLearner):
     def decode(self, z: Float[Tensor, "B 1 1 Z"], eps: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         """The parameters that code z and draw ``eps`` make."""
         mean, u = self.decoder(z.flatten(1)).chunk(2, -1)
-        return mean + stddev(u, self.model.scale) * eps
+        return mean + stddev(u, self.noise_scale * self.model.scale) * eps
 
     def adaptation(self, x: Float[Tensor, "B K X"], y: Float[Tensor, "B K Y"], noise: ModelNoise) -> ModelAdaptation:
         """Algorithm 1, lines 5-10."""

@@ -1,0 +1,92 @@
+"""Figure 3 of the paper as a Hydra task: functions that a trained learner samples for certain and ambiguous tasks."""
+
+import logging
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+from omegaconf import DictConfig
+
+from leo.families import FamilyShares
+from leo.functions import ModelTasks, nearest_family
+from leo.model_problem import ModelProblem, predict, sample_models
+from leo.run import TEST_SEED, load_weights, make_problem
+from runner.files import whole_file
+from runner.folder import write_json
+
+log = logging.getLogger(__name__)
+
+NUM_CURVE = 201  # points of each drawn function
+PANELS = ("certain: sinusoid", "certain: line", "ambiguous: truly a sinusoid", "ambiguous: truly a line")
+COLOURS = ("tab:blue", "tab:orange")  # of samples, by their family
+
+
+def draw(cfg: DictConfig) -> None:
+    """Write ``figure3.png``, ``figure3.svg`` and the numbers behind them, ``figure3.json``, in the run folder.
+
+    The learner is ``cfg.checkpoint``, or the best of the run that the configuration names.
+    """
+    problem = make_problem(cfg)
+    if not isinstance(problem, ModelProblem) or not isinstance(problem.extra, FamilyShares):
+        raise ValueError("stage=figure3 compares two families of functions; choose experiment=sines_and_lines")
+    path = Path(cfg.checkpoint or Path(cfg.run_dir, "best.ckpt"))
+    module = problem.build()
+    load_weights(module, path, cfg)
+    tasks = problem.fixed_tasks(cfg.test.num_tasks, cfg.num_shot, TEST_SEED, module.device)
+    panels = choose(ModelTasks(*map(torch.cat, zip(*tasks, strict=True))), problem.extra)
+    x = torch.linspace(*problem.extra.inputs, NUM_CURVE)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(TEST_SEED)
+        parameters = sample_models(module.learner, panels, cfg.stage.num_samples, generator)
+        curves = predict(module.learner, parameters, x.view(1, -1, 1).expand(len(PANELS), -1, -1))
+        families = problem.extra.of_samples(module.learner, parameters)
+    names = [family.name for family in problem.extra.families]
+    matplotlib.use("Agg")  # no window, whatever the machine has
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4), sharey=True, layout="constrained")
+    for i, (axis, title) in enumerate(zip(axes, PANELS, strict=True)):
+        for name, colour in zip(names, COLOURS, strict=True):
+            axis.plot([], [], color=colour, alpha=0.7, label=f"sample, nearer a {name}")
+        for curve, family in zip(curves[:, i, :, 0], families[:, i], strict=True):
+            axis.plot(x, curve, color=COLOURS[family], alpha=0.45, linewidth=1)
+        order = panels.query_x[i, :, 0].argsort()
+        axis.plot(panels.query_x[i, order, 0], panels.truth[i, order, 0], color="black", linestyle="--", label="truth")
+        axis.plot(panels.support_x[i, :, 0], panels.support_y[i, :, 0], "k^", markersize=8, label="support")
+        axis.set(title=title, xlabel="x", xlim=problem.extra.inputs)
+        axis.grid(alpha=0.2)
+    axes[0].set_ylabel("y")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 2)
+    for suffix in ("png", "svg"):
+        with whole_file(Path(cfg.run_dir, f"figure3.{suffix}")) as partial:
+            figure.savefig(partial, format=suffix, dpi=150)
+    plt.close(figure)
+    shares = {title: [names[family] for family in families[:, i]] for i, title in enumerate(PANELS)}
+    write_json(
+        Path(cfg.run_dir, "figure3.json"),
+        {
+            "checkpoint": str(path),
+            "families_of_samples": shares,
+            "tasks": {name: part.tolist() for name, part in panels._asdict().items()},
+            "x": x.tolist(),
+            "samples": curves.squeeze(-1).tolist(),
+        },
+    )
+    log.info("wrote figure3.png, figure3.svg and figure3.json in %s", cfg.run_dir)
+
+
+def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
+    """The first task of each of ``PANELS``: certain where its own family alone explains the points, ambiguous where
+    both do. Only the task decides, never what a learner makes of it."""
+    explained = shares.explained(tasks.support_x, tasks.support_y)
+    own = nearest_family(shares.families, tasks.query_x, tasks.truth)
+    chosen = []
+    for ambiguous in (False, True):
+        for family in range(2):
+            fits = explained[:, 1 - family] if ambiguous else ~explained[:, 1 - family]
+            found = ((own == family) & explained[:, family] & fits).nonzero()
+            if not len(found):
+                raise ValueError(
+                    f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
+                )
+            chosen.append(found[0, 0])
+    return ModelTasks(*(part[torch.stack(chosen)] for part in tasks))
