@@ -154,7 +154,7 @@ class Fit(NamedTuple):
     is_member: Tensor  # whether the family contains it, [*any, F]
 
 
-def fit(families: Sequence[Family], x: Float[Tensor, "*any n 1"], y: Float[Tensor, "*any n 1"]) -> Fit:
+def fit(families: Sequence[Family], x: Float[Tensor, "*#any n 1"], y: Float[Tensor, "*#any n 1"]) -> Fit:
     """The best fit of each family to the points (x, y); where fewer than two do not settle it, the smallest one."""
     residuals, members = [], []
     for family in families:
@@ -165,6 +165,8 @@ def fit(families: Sequence[Family], x: Float[Tensor, "*any n 1"], y: Float[Tenso
     return Fit(torch.stack(residuals, -1), torch.stack(members, -1))
 
 
-def nearest_family(families: Sequence[Family], x: Tensor, y: Tensor) -> Int[Tensor, "*any"]:
+def nearest_family(
+    families: Sequence[Family], x: Float[Tensor, "*#any n 1"], y: Float[Tensor, "*#any n 1"]
+) -> Int[Tensor, "..."]:
     """The place in ``families`` of the one whose best fit to (x, y) is nearest."""
     return fit(families, x, y).residual.argmin(-1)

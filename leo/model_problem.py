@@ -1,6 +1,6 @@
 """Meta-learning of whole models on any distribution of tasks: a kind of tasks that needs no features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -107,7 +107,7 @@ class ModelProblem:
         cfg: DictConfig,
         *,
         distribution: Distribution,
-        num_shots: list[int],
+        num_shots: Sequence[int],
         num_samples: int,
         extra: Extra | None,
     ) -> None:
@@ -165,7 +165,7 @@ class ModelProblem:
         rows = []
         for num_shot in track(self.num_shots, description="test", disable=shares_terminal()):
             chunks = self.fixed_tasks(self.cfg.test.num_tasks, num_shot, TEST_SEED, device)
-            rows.append({"num_shot": num_shot} | test_shots(module.learner, chunks, self.num_samples, self.extra))
+            rows.append({"num_shot": num_shot} | score_shots(module.learner, chunks, self.num_samples, self.extra))
         by_shot = {row["num_shot"]: row for row in rows}
         return {
             "num_shot": self.cfg.num_shot,
@@ -187,7 +187,8 @@ class ModelProblem:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return (
             f"loss to the truth over {result['num_tasks']} test tasks, +- 95 % interval; mean: of the "
-            f"{result['num_samples']} samples' average prediction, single: of one sample, best: of the best sample\n{table}"
+            f"{result['num_samples']} samples' average prediction, single: of one sample, best: of the best sample\n"
+            f"{table}"
         )
 
 
@@ -199,7 +200,7 @@ def number(value: float | None, interval: float | None) -> str:
 
 
 @torch.no_grad()
-def test_shots(
+def score_shots(
     learner: ModelLearner, chunks: list[ModelTasks], num_samples: int, extra: Extra | None
 ) -> dict[str, float | None]:
     """Means over the tasks of ``chunks``, and their intervals. None: of no task.

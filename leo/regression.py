@@ -1,7 +1,7 @@
 """Learners that generate or adapt ALL parameters of a model, for any differentiable loss (Section 2.3.5).
 
-LEO with one latent code a task, encoded from inputs and targets together, and its baselines MAML and Meta-SGD. The inner
-gradients are autograd's, differentiated through (second order). P is the number of the model's parameters.
+LEO with one latent code a task, encoded from inputs and targets together, and its baselines MAML and Meta-SGD. The
+inner gradients are autograd's, differentiated through (second order). P is the number of the model's parameters.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ def descend(
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        start = start if start.requires_grad else start.detach().requires_grad_()
+        start = start if differentiable else start.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_of(start).sum(), start, create_graph=differentiable)
     norm = gradient.flatten(1).norm(dim=1).view(-1, *(1,) * (gradient.ndim - 1))
     return start - rate * gradient * (max_norm / norm.clamp_min(max_norm))

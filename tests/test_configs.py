@@ -29,7 +29,8 @@ def resolved(cfg):
 
 
 def build(cfg):
-    return instantiate(cfg.model.learner, num_features=8)
+    sizes = {"num_features": 8} if cfg.features.folder else {}
+    return instantiate(cfg.model.learner, **sizes)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

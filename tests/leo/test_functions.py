@@ -104,7 +104,7 @@ def test_what_explains_points(points, explained):
 
 
 def test_the_limit_is_the_quantile_of_chi_squared():
-    """Three points on a line but for the middle one, d above: the best line misses by 2/3 d^2; chi^2_0.95(3) = 7.815."""
+    """The middle of three points is d above a line: the best line misses by 2/3 d^2. chi^2_0.95(3) = 7.815."""
     shares = FamilyShares(families=[LINES], inputs=[-5.0, 5.0], noise=0.3)
     limit = (7.815 * 0.09 * 1.5) ** 0.5
     for d, expected in ((0.99 * limit, True), (1.01 * limit, False)):

@@ -12,10 +12,20 @@ from leo.regression import ModelLEO, ModelMetaSGD
 from tests.leo.test_functions import FAMILIES
 
 SETTINGS = {
-    "max_norm": 1.0, "num_inputs": 2, "num_latents": 3, "num_hidden": 4, "num_latent_steps": 2,
-    "num_finetune_steps": 2, "latent_lr": 0.3, "finetune_lr": 0.05, "noise_scale": 0.5, "kl_weight": 0.5, "encoder_penalty_weight": 0.2,
-    "l2_weight": 0.01, "orthogonality_weight": 0.1,
-}  # fmt: skip
+    "max_norm": 1.0,
+    "num_inputs": 2,
+    "num_latents": 3,
+    "num_hidden": 4,
+    "num_latent_steps": 2,
+    "num_finetune_steps": 2,
+    "latent_lr": 0.3,
+    "finetune_lr": 0.05,
+    "noise_scale": 0.5,
+    "kl_weight": 0.5,
+    "encoder_penalty_weight": 0.2,
+    "l2_weight": 0.01,
+    "orthogonality_weight": 0.1,
+}
 
 
 def make_leo(**changes):
@@ -87,8 +97,8 @@ def oracle_loss(leo, tasks, noise):
         return start - rate * (gradient if norm <= leo.max_norm else gradient / norm * leo.max_norm)
 
     scale = 0.5 * torch.tensor([(2 / 5) ** 0.5] * 8 + [(2 / 7) ** 0.5] * 15 + [(2 / 4) ** 0.5] * 4, dtype=torch.float64)
-    losses = []
-    for i in range(len(tasks.support_x)):
+
+    def loss_of_task(i):
         x, y = tasks.support_x[i], tasks.support_y[i]
         codes = network("encoder", torch.cat([x, y], 1))
         related = []
@@ -99,19 +109,21 @@ def oracle_loss(leo, tasks, noise):
         mean, u = torch.stack(related).mean(0).chunk(2)
         z = first = mean + u.exp() * noise.latents[i, 0, 0]
 
-        def decode(z, eps):
+        def decode(z, s):
             mean, u = network("decoder", z).chunk(2)
-            return mean + (u.exp() - 1 + scale).clamp_min(1e-10) * eps
+            return mean + (u.exp() - 1 + scale).clamp_min(1e-10) * noise.parameters[s, i]
 
         for s in range(leo.num_latent_steps):
-            z = step(z, p["latent_lr"], lambda z, s=s: mse_loss(model(decode(z, noise.parameters[s, i]), x), y))
-        w = decode(z, noise.parameters[-1, i])
+            z = step(z, p["latent_lr"], lambda z, s=s: mse_loss(model(decode(z, s), x), y))
+        w = decode(z, leo.num_latent_steps)
         for _ in range(leo.num_finetune_steps):
             w = step(w, p["finetune_lr"], lambda w: mse_loss(model(w, x), y))
         posterior = torch.distributions.Normal(mean, u.exp())
         kl = (posterior.log_prob(first) - torch.distributions.Normal(0.0, 1.0).log_prob(first)).mean()
         query = mse_loss(model(w, tasks.query_x[i]), tasks.query_y[i])
-        losses.append(query + leo.kl_weight * kl + leo.encoder_penalty_weight * (z.detach() - first).square().mean())
+        return query + leo.kl_weight * kl + leo.encoder_penalty_weight * (z.detach() - first).square().mean()
+
+    losses = [loss_of_task(i) for i in range(len(tasks.support_x))]
     matrices = [value for value in p.values() if value.ndim == 2]
     l2 = sum(matrix.square().sum() for matrix in matrices) / 2
     distances = []
@@ -174,9 +186,6 @@ def test_meta_sgd_on_a_line_by_hand(learn_rates):
     expected = (adapted_w * query_x + adapted_b - query_y).square().mean()
     loss = learner.meta_loss(tasks, torch.Generator())["loss"]
     torch.testing.assert_close(loss, expected)
-    for ours, by_hand in zip(
-        torch.autograd.grad(loss, learner.initial_parameters), torch.autograd.grad(expected, learner.initial_parameters),
-        strict=True,
-    ):  # fmt: skip
-        torch.testing.assert_close(ours, by_hand)
+    ours, by_hand = (torch.autograd.grad(value, learner.initial_parameters) for value in (loss, expected))
+    torch.testing.assert_close(ours, by_hand)
     assert learner.inner_lr.requires_grad is learn_rates
