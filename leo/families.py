@@ -42,7 +42,8 @@ class FamilyShares:
 
     def of_samples(self, learner: ModelLearner, parameters: Tensor) -> Int[Tensor, "S B"]:
         """The family of each sample."""
-        grid = torch.linspace(*self.inputs, NUM_GRID, device=parameters.device).view(1, -1, 1)
+        low, high = self.inputs
+        grid = torch.linspace(low, high, NUM_GRID, device=parameters.device).view(1, -1, 1)
         grid = grid.expand(parameters.shape[1], -1, -1)
         return nearest_family(self.families, grid, predict(learner, parameters, grid))
 

@@ -7,10 +7,12 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
+from torch import Tensor
 
 from leo.families import FamilyShares
 from leo.functions import ModelTasks, nearest_family
 from leo.model_problem import ModelProblem, predict, sample_models
+from leo.regression import ModelLearner
 from leo.run import TEST_SEED, load_weights, make_problem
 from runner.files import whole_file
 from runner.folder import write_json
@@ -32,10 +34,12 @@ def draw(cfg: DictConfig) -> None:
         raise ValueError("stage=figure3 compares two families of functions; choose experiment=sines_and_lines")
     path = Path(cfg.checkpoint or Path(cfg.run_dir, "best.ckpt"))
     module = problem.build()
+    assert isinstance(module.learner, ModelLearner)
     load_weights(module, path, cfg)
     tasks = problem.fixed_tasks(cfg.test.num_tasks, cfg.num_shot, TEST_SEED, module.device)
     panels = choose(ModelTasks(*map(torch.cat, zip(*tasks, strict=True))), problem.extra)
-    x = torch.linspace(*problem.extra.inputs, NUM_CURVE)
+    low, high = problem.extra.inputs
+    x = torch.linspace(low, high, NUM_CURVE)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(TEST_SEED)
         parameters = sample_models(module.learner, panels, cfg.stage.num_samples, generator)
@@ -52,7 +56,7 @@ def draw(cfg: DictConfig) -> None:
         order = panels.query_x[i, :, 0].argsort()
         axis.plot(panels.query_x[i, order, 0], panels.truth[i, order, 0], color="black", linestyle="--", label="truth")
         axis.plot(panels.support_x[i, :, 0], panels.support_y[i, :, 0], "k^", markersize=8, label="support")
-        axis.set(title=title, xlabel="x", xlim=problem.extra.inputs)
+        axis.set(title=title, xlabel="x", xlim=(low, high))
         axis.grid(alpha=0.2)
     axes[0].set_ylabel("y")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 2)
@@ -79,7 +83,7 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
     both do. Only the task decides, never what a learner makes of it."""
     explained = shares.explained(tasks.support_x, tasks.support_y)
     own = nearest_family(shares.families, tasks.query_x, tasks.truth)
-    chosen = []
+    chosen: list[Tensor] = []
     for ambiguous in (False, True):
         for family in range(2):
             fits = explained[:, 1 - family] if ambiguous else ~explained[:, 1 - family]

@@ -111,7 +111,8 @@ class ModelProblem:
         num_samples: int,
         extra: Extra | None,
     ) -> None:
-        self.cfg, self.distribution, self.origin = cfg, distribution, {}
+        self.cfg, self.distribution = cfg, distribution
+        self.origin: dict[str, Any] = {}
         self.num_shots, self.num_samples, self.extra = num_shots, num_samples, extra
         check_numbers(cfg)
         if cfg.num_shot not in num_shots or min(num_shots) < 1:
@@ -162,16 +163,16 @@ class ModelProblem:
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """By number of shots, means over the test tasks with their 95 % intervals."""
-        rows = []
+        assert isinstance(module.learner, ModelLearner)
+        rows: list[dict[str, Any]] = []
         for num_shot in track(self.num_shots, description="test", disable=shares_terminal()):
             chunks = self.fixed_tasks(self.cfg.test.num_tasks, num_shot, TEST_SEED, device)
             rows.append({"num_shot": num_shot} | score_shots(module.learner, chunks, self.num_samples, self.extra))
-        by_shot = {row["num_shot"]: row for row in rows}
         return {
             "num_shot": self.cfg.num_shot,
             "num_tasks": self.cfg.test.num_tasks,
             "num_samples": self.num_samples,
-            "score": -by_shot[self.cfg.num_shot]["mean"],
+            "score": -rows[list(self.num_shots).index(self.cfg.num_shot)]["mean"],
             "by_num_shot": rows,
         }
 

@@ -6,6 +6,7 @@ inner gradients are autograd's, differentiated through (second order). P is the 
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -162,11 +163,13 @@ class ModelLEO(ModelLearner):
         def loss_of(parameters: Tensor) -> Tensor:
             return self.loss(self.model(parameters, x), y)
 
+        def loss_of_code(z: Tensor, eps: Tensor) -> Tensor:
+            return loss_of(self.decode(z, eps))
+
         code = self.encode(x, y)
         latents = [code.mean + stddev(code.u) * noise.latents]
-        for step in range(self.num_latent_steps):
-            eps = noise.parameters[step]
-            latents.append(self.step(latents[-1], self.latent_lr, lambda z, eps=eps: loss_of(self.decode(z, eps))))
+        for eps in noise.parameters[:-1]:
+            latents.append(self.step(latents[-1], self.latent_lr, partial(loss_of_code, eps=eps)))
         parameters = [self.decode(latents[-1], noise.parameters[-1])]
         for _ in range(self.num_finetune_steps):
             parameters.append(self.step(parameters[-1], self.finetune_lr, loss_of))

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
+from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.config import without_paths
 from runner.folder import run_folder, write_json
@@ -188,11 +189,13 @@ class Classification:
     def validate(self, module: MetaLearning) -> float:
         """Validation accuracy of a learner that is not trained, a fraction."""
         val = scaled(module, self.tables["val"].to(module.device))
+        assert isinstance(module.learner, Learner)
         return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy.mean().item()
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """Accuracy, its interval and the loss on the test tasks."""
         cfg, table = self.cfg, scaled(module, self.tables["test"].to(device))
+        assert isinstance(module.learner, Learner)
         tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
         scores = evaluate(module.learner, table, tasks, cfg.num_shot)
         return {
