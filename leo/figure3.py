@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from leo.families import FamilyShares
-from leo.functions import ModelTasks, nearest_family
+from leo.functions import ModelTasks, fit, nearest_family, values
 from leo.model_problem import ModelProblem, predict, sample_models
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, load_weights, make_problem
@@ -79,9 +79,17 @@ def draw(cfg: DictConfig) -> None:
 
 
 def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
-    """The first task of each of ``PANELS``: certain where its own family alone explains the points, ambiguous where
-    both do. Only the task decides, never what a learner makes of it."""
+    """A task for each of ``PANELS``. Certain: the first whose own family alone explains the points. Ambiguous: of those
+    that both families explain, the one whose best fits of the two lie farthest apart, in mean square over the inputs.
+
+    Only the points decide, never what a learner makes of them.
+    """
     explained = shares.explained(tasks.support_x, tasks.support_y)
+    best = fit(shares.families, tasks.support_x, tasks.support_y)
+    low, high = shares.inputs
+    x = torch.linspace(low, high, NUM_CURVE).view(-1, 1)
+    first, second = (values(family, x, best.coefficients[:, i]) for i, family in enumerate(shares.families))
+    apart = (first - second).square().mean((1, 2))
     own = nearest_family(shares.families, tasks.query_x, tasks.truth)
     chosen: list[Tensor] = []
     for ambiguous in (False, True):
@@ -92,5 +100,5 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
                 raise ValueError(
                     f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
                 )
-            chosen.append(found[0, 0])
+            chosen.append(found[apart[found].argmax(), 0] if ambiguous else found[0, 0])
     return ModelTasks(*(part[torch.stack(chosen)] for part in tasks))

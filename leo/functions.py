@@ -142,7 +142,7 @@ class Functions:
         return ModelTasks(x[:, :num_shot], y[:, :num_shot], x[:, num_shot:], y[:, num_shot:], truth[:, num_shot:])
 
 
-def values(family: Family, x: Float[Tensor, "*any n 1"], coefficients: Float[Tensor, "*any 2"]) -> Tensor:
+def values(family: Family, x: Float[Tensor, "*#any n 1"], coefficients: Float[Tensor, "*#any 2"]) -> Tensor:
     """The functions with ``coefficients`` at x, [*any, n, 1]."""
     return family.basis(x) @ coefficients.unsqueeze(-1)
 
@@ -152,17 +152,19 @@ class Fit(NamedTuple):
 
     residual: Float[Tensor, "*any F"]  # sum of squares
     is_member: Tensor  # whether the family contains it, [*any, F]
+    coefficients: Float[Tensor, "*any F 2"]
 
 
 def fit(families: Sequence[Family], x: Float[Tensor, "*#any n 1"], y: Float[Tensor, "*#any n 1"]) -> Fit:
     """The best fit of each family to the points (x, y); where fewer than two do not settle it, the smallest one."""
-    residuals, members = [], []
+    residuals, members, best = [], [], []
     for family in families:
         basis = family.basis(x)
         coefficients = torch.linalg.pinv(basis) @ y
         residuals.append((basis @ coefficients - y).square().sum((-2, -1)))
-        members.append(family.contains(coefficients.squeeze(-1)))
-    return Fit(torch.stack(residuals, -1), torch.stack(members, -1))
+        best.append(coefficients.squeeze(-1))
+        members.append(family.contains(best[-1]))
+    return Fit(torch.stack(residuals, -1), torch.stack(members, -1), torch.stack(best, -2))
 
 
 def nearest_family(

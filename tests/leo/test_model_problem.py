@@ -148,7 +148,7 @@ def test_figure_3_is_drawn_from_the_run(tmp_path, composed):
         draw(composed("experiment=lines", *SMALL, "stage=figure3"))
 
 
-def test_panels_are_the_first_tasks_that_obey_their_rule():
+def test_panels_obey_their_rule():
     tasks = Functions(families=FAMILIES, inputs=[-5.0, 5.0], noise=0.3).sample(
         2000, 5, 50, torch.Generator().manual_seed(0)
     )
