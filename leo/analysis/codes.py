@@ -1,10 +1,10 @@
 """Figure 4: latent codes before and after adaptation, in the plane and by how well their classes separate."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from sklearn.base import TransformerMixin
 from sklearn.metrics import silhouette_samples
 from torch import Tensor
 
@@ -29,10 +29,10 @@ class CodeMap(NamedTuple):
 
 
 def code_map(
-    before: Float[Tensor, "n Z"], after: Float[Tensor, "n Z"], classes: Int[Tensor, " n"], embedding: Callable[..., Any]
+    before: Float[Tensor, "n Z"], after: Float[Tensor, "n Z"], classes: Int[Tensor, " n"], embedding: TransformerMixin
 ) -> CodeMap:
     """The map of codes; ``embedding`` is fitted once to all of them, so that both steps share a plane."""
     both, labels = np.stack([before.numpy(), after.numpy()]), classes.numpy()
-    places = np.asarray(embedding.fit_transform(both.reshape(-1, both.shape[2])))  # type: ignore[attr-defined]
+    places = np.asarray(embedding.fit_transform(both.reshape(-1, both.shape[2])))
     silhouettes = np.stack([silhouette_samples(codes, labels) for codes in both])
     return CodeMap(places.reshape(*both.shape[:2], 2), silhouettes, labels)

@@ -1,6 +1,6 @@
 """The pictures of the figures' numbers. No number is made here."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib
@@ -31,20 +31,19 @@ def colours(names: Iterable[Any]) -> dict[Any, str]:
     return {name: f"C{i}" for i, name in enumerate(dict.fromkeys(names))}
 
 
-def boxes(axes: Axes, values: Sequence[Any], positions: Sequence[float], width: float, colour: str) -> None:
-    """Box plots of ``values``: median, quartiles, and whiskers at the 5th and 95th percentile."""
+def box(axes: Axes, values: np.ndarray, position: int | float, width: float, colour: str) -> None:
+    """A box plot of ``values``: median, quartiles, and whiskers at the 5th and 95th percentile."""
     drawn = axes.boxplot(
-        list(values), positions=list(positions), widths=width, whis=WHISKERS, showfliers=False, patch_artist=True,
+        values, positions=[position], widths=width, whis=WHISKERS, showfliers=False, patch_artist=True,
         medianprops={"color": "black"}, manage_ticks=False,
     )  # fmt: skip
-    for box in drawn["boxes"]:
-        box.set(facecolor=colour, alpha=0.8)
+    drawn["boxes"][0].set(facecolor=colour, alpha=0.8)
 
 
 def labelled_boxes(axes: Axes, values: dict[str, Any], colour: Callable[[str], str]) -> None:
     """One box for each entry, its name below it."""
     for i, (label, of_label) in enumerate(values.items()):
-        boxes(axes, [of_label], [i], 0.6, colour(label))
+        box(axes, of_label, i, 0.6, colour(label))
     axes.set_xticks(range(len(values)), list(values))
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.grid(axis="y", color=GREY)
@@ -58,7 +57,7 @@ def wrapped(name: str) -> str:
 
 def curvature(values: dict[tuple[str, str], Tensor]) -> Figure:
     """Eigenvalues by method and space."""
-    figure, axes = panels(1, 1, 1.6 + 1.4 * len(values), 4)
+    figure, axes = panels(1, 1, 1.6 + 1.4 * len(values), 4.0)
     shown = {f"{wrapped(name)}\n{SPACES[space]}": part.flatten().numpy() for (name, space), part in values.items()}
     colour = {"latent": "C0", "weight": "C1"}
     by_label = dict(zip(shown, (colour[space] for _, space in values), strict=True))
@@ -77,7 +76,7 @@ def curvature(values: dict[tuple[str, str], Tensor]) -> Figure:
 
 def decoder(values: dict[str, Tensor]) -> Figure:
     """Singular values by method."""
-    figure, axes = panels(1, 1, 3 + 1.6 * len(values), 4)
+    figure, axes = panels(1, 1, 3 + 1.6 * len(values), 4.0)
     labelled_boxes(axes, {wrapped(name): part.numpy() for name, part in values.items()}, lambda _: "C0")
     axes.axhline(1, color="black", linestyle="--", label="length kept")
     axes.set_ylim(bottom=0)
@@ -89,13 +88,13 @@ def decoder(values: dict[str, Tensor]) -> Figure:
 
 def step_lengths(values: dict[tuple[str, str, int], Tensor]) -> Figure:
     """Lengths by method, loop and step."""
-    figure, axes = panels(1, 1, 9, 4)
+    figure, axes = panels(1, 1, 9.0, 4.0)
     series = colours((name, loop) for name, loop, _ in values)
     methods = list(dict.fromkeys(name for name, _, _ in values))
     width = 0.8 / len(methods)
     for (name, loop, step), lengths in values.items():
         offset = (methods.index(name) - (len(methods) - 1) / 2) * width
-        boxes(axes, [lengths.numpy()], [step + offset], 0.9 * width, series[name, loop])
+        box(axes, lengths.numpy(), step + offset, 0.9 * width, series[name, loop])
     last = max(step for _, _, step in values)
     axes.set_xticks(range(1, last + 1))
     axes.set_xlim(0.4, last + 0.6)
@@ -112,7 +111,7 @@ def step_lengths(values: dict[tuple[str, str, int], Tensor]) -> Figure:
 
 def learned_rates(logged: dict[str, list[Rate]], final: dict[str, Tensor]) -> Figure:
     """Mean rates over training, and all rates at its end."""
-    figure, (left, right) = panels(1, 2, 11, 4, width_ratios=(3, 2))
+    figure, (left, right) = panels(1, 2, 11.0, 4.0, width_ratios=(3, 2))
     colour = colours(final)
     for name, rates in logged.items():
         if rates:
@@ -122,7 +121,7 @@ def learned_rates(logged: dict[str, list[Rate]], final: dict[str, Tensor]) -> Fi
     left.set_title("Over training")
     left.grid(color=GREY)
     for i, (name, values) in enumerate(final.items()):
-        boxes(right, [values.numpy()], [i], 0.6, colour[name])
+        box(right, values.numpy(), i, 0.6, colour[name])
     right.set_xticks([])
     right.axhline(0, color="black", linewidth=0.8)
     right.set_ylabel("learned rate [1]")
@@ -136,7 +135,7 @@ def learned_rates(logged: dict[str, list[Rate]], final: dict[str, Tensor]) -> Fi
 def inner_steps(rows: list[tuple[Any, ...]]) -> Figure:
     """Accuracy by number of steps, a panel for each loop; a dot where training was."""
     loops = list(dict.fromkeys(row[1] for row in rows))
-    figure, grid = panels(1, len(loops), 1 + 4.5 * len(loops), 4, sharey=True, squeeze=False)
+    figure, grid = panels(1, len(loops), 1 + 4.5 * len(loops), 4.0, sharey=True, squeeze=False)
     colour = colours(row[0] for row in rows)
     for axes, loop in zip(grid[0], loops, strict=True):
         for name in dict.fromkeys(row[0] for row in rows if row[1] == loop):
@@ -182,7 +181,7 @@ def calibration(curves: dict[tuple[str, int], Reliability]) -> Figure:
 
 def codes(shown: CodeMap, highlighted: str) -> Figure:
     """Codes by step, by class, with one class highlighted; and the silhouettes of the classes."""
-    figure, grid = panels(2, 3, 11, 7.6)
+    figure, grid = panels(2, 3, 11.0, 7.6)
     labels, position = np.unique(shown.classes, return_inverse=True)
     hues = matplotlib.colormaps["hsv"](position / len(labels))
     dots: dict[str, Any] = {"s": 3, "linewidths": 0, "rasterized": True}

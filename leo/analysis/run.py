@@ -31,7 +31,7 @@ def analyze(cfg: DictConfig) -> None:
     paths = list(map(Path, dict.fromkeys([cfg.checkpoint, *cfg.stage.compare])))
     tables = load_splits(Path(cfg.features.folder))
     sizes = Sizes(cfg.num_way, cfg.num_shot, cfg.num_query)
-    torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # products are small: more are no faster, and far slower on a busy machine
     methods = load_methods(paths, tables, sizes)
     question, folder = Question(methods, sizes, cfg.stage), Path(cfg.run_dir)
     config = {
