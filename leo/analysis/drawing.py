@@ -57,7 +57,7 @@ def wrapped(name: str) -> str:
 
 def curvature(values: dict[tuple[str, str], Tensor]) -> Figure:
     """Eigenvalues by method and space."""
-    figure, axes = panels(1, 1, 1.6 + 1.4 * len(values), 4.0)
+    figure, axes = panels(1, 1, 1.6 + 1.7 * len(values), 4.0)
     shown = {f"{wrapped(name)}\n{SPACES[space]}": part.flatten().numpy() for (name, space), part in values.items()}
     colour = {"latent": "C0", "weight": "C1"}
     by_label = dict(zip(shown, (colour[space] for _, space in values), strict=True))
@@ -146,7 +146,7 @@ def inner_steps(rows: list[tuple[Any, ...]]) -> Figure:
             if trained[0] <= steps[-1]:
                 axes.plot(trained[0], 100 * accuracy[int(trained[0])], "o", color=colour[name])
         axes.set_xlabel(f"steps in {SPACES[loop]}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
         axes.set_xlim(-0.5, max(row[3] for row in rows) + 0.5)
         axes.grid(color=GREY)
         axes.legend(title="dot: as trained; band: 95 % interval")
@@ -157,7 +157,7 @@ def inner_steps(rows: list[tuple[Any, ...]]) -> Figure:
 
 def calibration(curves: dict[tuple[str, int], Reliability]) -> Figure:
     """Reliability curves above the share of predictions in each bin, by method and number of samples (0: none)."""
-    figure, (upper, lower) = panels(2, 1, 6.5, 7.5, sharex=True, height_ratios=(3, 1))
+    figure, (upper, lower) = panels(2, 1, 6.5, 8.0, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 100], [0, 100], color="black", linestyle=":", label="calibrated")
     colour = colours(name for name, _ in curves)
     for (name, num_samples), curve in curves.items():
@@ -175,7 +175,7 @@ def calibration(curves: dict[tuple[str, int], Reliability]) -> Figure:
     lower.set_ylabel("share [%]")
     for axes in (upper, lower):
         axes.grid(color=GREY)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -187,8 +187,8 @@ def codes(shown: CodeMap, highlighted: str) -> Figure:
     dots: dict[str, Any] = {"s": 3, "linewidths": 0, "rasterized": True}
     is_typical = shown.classes == shown.typical_class
     for step, places, colour in zip(STEPS, shown.places, ("C0", "C1"), strict=True):
-        grid[0, 0].scatter(*places.T, color=colour, alpha=0.5, label=f"{step} adaptation", **dots)
-    grid[0, 0].set_title("codes by step")
+        grid[0, 0].scatter(*places.T, color=colour, alpha=0.5, label=step, **dots)
+    grid[0, 0].set_title("before and after adaptation")
     for i, (step, places) in enumerate(zip(STEPS, shown.places, strict=True), start=1):
         grid[0, i].scatter(*places.T, c=hues, **dots)
         grid[0, i].set_title(f"{step} adaptation, by class\nsilhouette {shown.silhouettes[i - 1].mean():.3f}")

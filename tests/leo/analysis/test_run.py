@@ -113,7 +113,7 @@ def test_an_ablation_has_the_figures_that_it_can_have(tmp_path, composed, toy_ov
 def test_the_same_method_twice_is_told_apart_by_its_folder(tmp_path, train_toy):
     path = train_toy("first", "max_steps=20")
     (tmp_path / "second").mkdir()
-    other = shutil.copy(path, tmp_path / "second")
+    other = shutil.copy(path, tmp_path / "second" / "best.ckpt")
     methods = load_methods([path, other], load_splits(tmp_path / "toy"), Sizes(3, 1, 4))
     assert [method.name for method in methods] == ["LEO (first)", "LEO (second)"]
 
