@@ -220,7 +220,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
         ) from error
-    if "learner" not in checkpoint.get("config", {}).get("model", {}):
+    if not isinstance(checkpoint, dict) or "normalizer.mean" not in checkpoint.get("state_dict", {}):
         raise ValueError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
     return checkpoint
 

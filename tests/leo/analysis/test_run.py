@@ -143,8 +143,9 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
         "holds a os.system; stage=analyze looks into leo": ("model", {"learner": learner | {"_target_": "os.system"}}),
         "does not fit the learner that it names": ("model", {"learner": learner | {"num_latents": 5}}),
         "on other features .layer: 21 -> 9.; choose data=": ("features_origin", origin | {"layer": "21"}),
-        "does not hold a learner; choose the best.ckpt": ("model", {}),
     }
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    refused("other.ckpt does not hold a learner; choose the best.ckpt", f"checkpoint={tmp_path / 'other.ckpt'}")
     for message, (key, value) in changed.items():
         torch.save(checkpoint | {"config": checkpoint["config"] | {key: value}}, tmp_path / "changed.ckpt")
         refused(message, f"checkpoint={tmp_path / 'changed.ckpt'}")
