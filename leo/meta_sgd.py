@@ -28,10 +28,14 @@ class MetaSGD(Learner):
 
     def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
         """The classifier after ``num_steps`` gradient steps on the summed support loss."""
-        weights, images = self.initial_weights.expand(len(support), -1, -1), support.flatten(1, 2)
+        return self.path(support)[-1]
+
+    def path(self, support: Float[Tensor, "B N K D"]) -> list[Float[Tensor, "B N D"]]:
+        """The classifier after 0, 1, ..., ``num_steps`` steps."""
+        path, images = [self.initial_weights.expand(len(support), -1, -1)], support.flatten(1, 2)
         for _ in range(self.num_steps):
-            weights = WeightStep.apply(weights, self.inner_lr, images)
-        return weights
+            path.append(WeightStep.apply(path[-1], self.inner_lr, images))
+        return path
 
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""

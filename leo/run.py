@@ -278,17 +278,25 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     return without_paths(shown) | origin
 
 
-def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Put the weights and normaliser of the checkpoint at ``path`` into ``module``; the whole checkpoint."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``, with the ``config`` of its run."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
         ) from error
-    learner = checkpoint["config"]["model"]["learner"]["_target_"] if "config" in checkpoint else None
+    if not isinstance(checkpoint, dict) or "normalizer.mean" not in checkpoint.get("state_dict", {}):
+        raise ValueError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
+    return checkpoint
+
+
+def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Put the weights and normaliser of the checkpoint at ``path`` into ``module``; the whole checkpoint."""
+    checkpoint = read_checkpoint(path)
+    learner = checkpoint["config"]["model"]["learner"]["_target_"]
     if learner != cfg.model.learner._target_:
         raise ValueError(
             f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "

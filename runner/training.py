@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
 # Lightning 2.6 uses a call that torch 2.11 deprecated; nothing a user could do.
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+# Meta-training logs by itself; what Lightning would log by its own interval is shown, not logged.
+warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
 class Trained(NamedTuple):

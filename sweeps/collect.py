@@ -8,16 +8,10 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from leo.methods import METHODS
 from runner.folder import differences
 
 log = logging.getLogger(__name__)
-
-METHODS = {
-    "leo.prototypes.NearestCentroid": "nearest centroid",
-    "leo.prototypes.LinearPrototypes": "linear prototypes",
-    "leo.meta_sgd.MetaSGD": "Meta-SGD",
-    "leo.leo.LEO": "LEO",
-}
 
 
 class Row(NamedTuple):

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from runner.files import write_text
-from sweeps import paper_tables
+from sweeps import paper_tables, table_pictures
 from sweeps.collect import collect, table
 
 log = logging.getLogger(__name__)
@@ -29,4 +29,6 @@ def report(cfg: DictConfig) -> None:
         console.print(shown)
     write_text(Path(cfg.run_dir, "tables.md"), paper_tables.markdown(cells, needed))
     write_text(Path(cfg.run_dir, "tables.csv"), paper_tables.as_csv(cells, needed))
-    log.info("wrote tables.md and tables.csv in %s", cfg.run_dir)
+    heads = {table["title"]: table["columns"] for table in paper_tables.published()}
+    pictures = table_pictures.draw(cells, heads, Path(cfg.run_dir))
+    log.info("wrote tables.md, tables.csv and %s in %s", ", ".join(path.name for path in pictures), cfg.run_dir)

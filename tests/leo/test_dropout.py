@@ -36,3 +36,10 @@ def test_masks_come_from_the_generator_alone():
     masks = [dropped(x, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
+
+
+def test_of_all_numbers_the_smallest_are_dropped():
+    """Each of the 2^16 numbers once: as many are dropped as the rate says, to the last one."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)
+    kept = dropout(torch.ones(2**16), 0.3, every) != 0
+    assert torch.equal(kept, torch.arange(2**16) >= 19661)  # 0.3 * 65,536 = 19,660.8

@@ -96,6 +96,18 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path):
 
 def test_the_progress_bar_tells_the_time_to_the_end_of_the_run():
     trainer = Trainer(max_steps=1_000, accelerator="cpu", logger=False, enable_checkpointing=False)
-    bar = RunProgressBar()
+    bar = RunProgressBar(updates_per_step=1)
     bar.start, bar.first_step = time.perf_counter() - 8, -2  # two steps of this process took eight seconds
     assert bar.get_metrics(trainer, LightningModule())["left"].startswith("1:06:4")
+
+
+def test_the_progress_bar_counts_updates():
+    """After two training steps of five updates each it stands at ten."""
+    trainer = Trainer(max_steps=4_000, accelerator="cpu", logger=False, enable_checkpointing=False)
+    bar, shown = RunProgressBar(updates_per_step=5), []
+    bar._update = lambda bar_id, current: shown.append(current)
+    bar._update_metrics = bar.refresh = lambda *_: None
+    bar.train_progress_bar_id = 0
+    for batch_idx in range(2):
+        bar.on_train_batch_end(trainer, LightningModule(), None, None, batch_idx)
+    assert shown == [5, 10]
