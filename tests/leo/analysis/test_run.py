@@ -151,6 +151,8 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
         refused(message, f"checkpoint={tmp_path / 'changed.ckpt'}")
 
 
-def test_every_configured_learner_has_a_name():
-    targets = {OmegaConf.load(path).learner._target_ for path in (ROOT / "conf" / "model").glob("*.yaml")}
+def test_every_configured_classifier_has_a_name():
+    """conf/model/model_*.yaml are learners that generate a whole model, which the analysis does not look into."""
+    paths = [path for path in (ROOT / "conf" / "model").glob("*.yaml") if not path.name.startswith("model_")]
+    targets = {OmegaConf.load(path).learner._target_ for path in paths}
     assert targets == set(METHODS)
