@@ -288,7 +288,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(checkpoint, dict) or "normalizer.mean" not in checkpoint.get("state_dict", {}):
+    names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
+    if not any(name.startswith("learner.") for name in names):
         raise ValueError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
     return checkpoint
 
