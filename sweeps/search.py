@@ -115,8 +115,8 @@ def write_best(cfg: DictConfig) -> None:
         OmegaConf.update(values, name, value)
     text = (
         "# @package _global_\n"
-        f"# Found by search: study {cfg.search.name}, {Path(best.user_attrs['folder']).name}, "
-        f"validation accuracy {100 * best.value:.2f} %.\n"
+        f"# Found by search: study {cfg.search.name},\n"
+        f"# {Path(best.user_attrs['folder']).name}, validation accuracy {100 * best.value:.2f} %.\n"
         f"# Trials: {len(state.complete)} complete, {len(state.pruned)} pruned, {len(state.failed)} failed.\n"
         f"defaults: [/hparams/{cfg.names.hparams}, _self_]\n"
     )
