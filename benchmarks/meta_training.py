@@ -34,7 +34,7 @@ from leo.evaluate import Scorer, evaluate, fixed_tasks
 from leo.features import FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
-from leo.update import MetaUpdate, make_update
+from leo.update import update_for
 from runner.memory import keep_freed_memory
 
 console = Console()
@@ -81,7 +81,7 @@ def our_update(table: FeatureTable, stream: TaskStream) -> Callable[[], Any]:
     leo = make_leo(table.features.shape[1], str(table.features.device))
     optimizer = torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator(table.features.device).manual_seed(1)
-    update: MetaUpdate = make_update(
+    update = update_for(stream.device)(
         leo, optimizer, None,
         stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator,
     )  # fmt: skip

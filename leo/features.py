@@ -30,6 +30,11 @@ class FeatureTable(NamedTuple):
         """Number of images of each class."""
         return self.offsets.diff()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """By what the features are told from others: their origin, less the settings that made them."""
+        return {key: value for key, value in self.origin.items() if key != "config"}
+
     def to(self, device: torch.device | str) -> "FeatureTable":
         """The same table with its tensors on ``device``."""
         return self._replace(features=self.features.to(device), offsets=self.offsets.to(device))

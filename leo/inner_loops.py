@@ -40,20 +40,20 @@ class LatentLoop(torch.autograd.Function):
         directions = z.new_empty(num_steps, *z.shape)
         # What is multiplied with ``matrix``, of each step forward and then of each decoding backward.
         factors = z.new_empty(2 * num_steps + 1, len(z), len(matrix))
+        draws = [None] * (num_steps + 1) if eps is None else eps.unbind()
         slopes, probabilities = [], []
-        for step in range(num_steps + 1):
-            weights, slope = decode(codes[step], matrix, None if eps is None else eps[step], num_way)
-            slopes.append(slope)
-            if step == num_steps:
-                break
+        for step in range(num_steps):
+            weights, slope = decode(codes[step], matrix, draws[step], num_way)
             p = softmax.probabilities(class_mean(weights, num_tasks, num_way), images[step])
             g = spread(softmax.loss_gradient(p, images[step]), len(z))
             join(factors[step], g, slope, g)
             directions[step] = product(factors[step], matrix.T)
             torch.addcmul(codes[step], rate, directions[step], value=-1, out=codes[step + 1])
+            slopes.append(slope)
             probabilities.append(p)
+        weights, last_slope = decode(codes[-1], matrix, draws[-1], num_way)
         ctx.save_for_backward(rate, matrix, images, codes, directions, factors)
-        ctx.slopes, ctx.probabilities = slopes, probabilities
+        ctx.slopes, ctx.probabilities, ctx.last_slope = slopes, probabilities, last_slope
         path = codes[1:].clone()
         ctx.mark_non_differentiable(path)
         return weights, path
@@ -66,8 +66,8 @@ class LatentLoop(torch.autograd.Function):
         partners = torch.empty_like(factors[..., : codes.shape[2]])  # of ``factors``, in the gradient of ``matrix``
         partners[num_steps:] = codes
         to_codes = torch.empty_like(codes)
-        join(factors[num_steps + num_steps], to_weights, ctx.slopes[num_steps], to_weights)
-        to_codes[num_steps] = product(factors[num_steps + num_steps], matrix.T)
+        join(factors[-1], to_weights, ctx.last_slope, to_weights)
+        to_codes[-1] = product(factors[-1], matrix.T)
         for step in reversed(range(num_steps)):
             slope, p = ctx.slopes[step], ctx.probabilities[step]
             torch.mul(to_codes[step + 1], -rate, out=partners[step])  # to the direction

@@ -157,8 +157,10 @@ class LEO(Learner):
         )
         # Steps of the M vectors of a class are equal, so their mean takes the same step.
         finetuned = [class_mean(weights, num_tasks, num_way)]
-        for step in range(self.num_finetune_steps):
-            finetuned.append(WeightStep.apply(finetuned[-1], self.finetune_lr / num_codes, images[num_steps + step]))
+        if self.num_finetune_steps:
+            rate = self.finetune_lr / num_codes
+            for of_step in images[num_steps:]:
+                finetuned.append(WeightStep.apply(finetuned[-1], rate, of_step))
         latents = [z, *path.view(num_steps, *z.shape)]
         return Adaptation(code, latents, weights.view(*z.shape[:3], -1), finetuned)
 

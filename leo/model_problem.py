@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig
 from rich.progress import track
@@ -15,7 +13,7 @@ from leo.evaluate import interval95
 from leo.functions import ModelTasks
 from leo.module import MetaLearning, TaskData
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, VAL_SEED, check_numbers, updates_per_step
+from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, updates_per_step
 from leo.stream import BatchStream
 from runner.terminal import shares_terminal
 
@@ -124,17 +122,7 @@ class ModelProblem:
 
     def build(self) -> MetaLearning:
         """The learner; there are no features to normalise."""
-        cfg = self.cfg
-        pl.seed_everything(cfg.seed, verbose=False)
-        return MetaLearning(
-            instantiate(cfg.model.learner),
-            None,
-            optimizer=instantiate(cfg.model.optimizer),
-            schedule=instantiate(cfg.model.schedule),
-            clip_value=cfg.model.clip_value,
-            clip_norm=cfg.model.clip_norm,
-            seed=cfg.seed,
-        )
+        return make_module(self.cfg, None)
 
     def data(self, module: MetaLearning, device: torch.device) -> TaskData:
         """The stream, and fixed validation tasks."""

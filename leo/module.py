@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from leo.features import Normalizer
 from leo.learner import MetaLearner
 from leo.stream import BatchStream
-from leo.update import make_update
+from leo.update import update_for
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
@@ -57,11 +57,12 @@ class MetaLearning(pl.LightningModule):
         assert self.clip_value is not None
         assert self.clip_norm is not None
         schedules = self.trainer.lr_scheduler_configs
-        self.update = make_update(
+        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]  # Trainer does not declare it
+        self.update = update_for(stream.device)(
             self.learner,
-            self.optimizers(use_pl_optimizer=False),
+            self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]  # there is one
             schedules[0].scheduler if schedules else None,
-            stream=self.trainer.datamodule.stream,  # type: ignore[attr-defined]
+            stream=stream,
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             generator=self.generator,

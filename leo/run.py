@@ -158,8 +158,7 @@ class Classification:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.tables = cfg, load_splits(Path(cfg.features.folder))
         check_sizes(cfg, self.tables)
-        origin = self.tables["train"].origin
-        self.origin = {"features_origin": {key: value for key, value in origin.items() if key != "config"}}
+        self.origin = {"features_origin": self.tables["train"].identity}
 
     def build(self) -> MetaLearning:
         """The learner, and the normaliser of its features."""
@@ -219,12 +218,17 @@ class Classification:
 
 def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
     """The learner of ``cfg`` in its Lightning module, its normaliser fitted to the training splits."""
-    pl.seed_everything(cfg.seed, verbose=False)
     training = concatenate([tables[split] for split in cfg.train_splits]).features
     normalizer = Normalizer(cfg.features.normalize, training.shape[1])
     normalizer.fit(training)
+    return make_module(cfg, normalizer, num_features=training.shape[1])
+
+
+def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) -> MetaLearning:
+    """The learner of ``cfg`` for data of ``sizes``, freshly drawn from ``cfg.seed``, in its Lightning module."""
+    pl.seed_everything(cfg.seed, verbose=False)
     return MetaLearning(
-        instantiate(cfg.model.learner, num_features=training.shape[1]),
+        instantiate(cfg.model.learner, **sizes),
         normalizer,
         optimizer=instantiate(cfg.model.optimizer),
         schedule=instantiate(cfg.model.schedule),

@@ -98,7 +98,6 @@ class CapturedUpdate(MetaUpdate):
         return self.terms
 
 
-def make_update(*args: object, stream: BatchStream, **kwargs: object) -> MetaUpdate:
-    """The update that is fastest on the device of ``stream``."""
-    kind = CapturedUpdate if stream.device.type == "cuda" else MetaUpdate
-    return kind(*args, stream=stream, **kwargs)  # type: ignore[arg-type]
+def update_for(device: torch.device) -> type[MetaUpdate]:
+    """The kind of update that is fastest on ``device``."""
+    return CapturedUpdate if device.type == "cuda" else MetaUpdate

@@ -59,8 +59,7 @@ def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Me
                 f"{path} was trained with {key}={config[key]}, the analysis is of {key}={getattr(sizes, key)}; "
                 f"choose the experiment that the checkpoint was trained with"
             )
-    origin = {key: value for key, value in tables["train"].origin.items() if key != "config"}
-    if changed := differences(config["features_origin"], origin):
+    if changed := differences(config["features_origin"], tables["train"].identity):
         raise ValueError(
             f"{path} was trained on other features ({'; '.join(changed)}); choose data=, backbone= and features= as "
             f"it was trained with"
