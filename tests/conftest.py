@@ -1,5 +1,6 @@
 """Configurations composed as train.py composes them, on toy features, one thread."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import open_dict
 import train  # noqa: F401  (registers the resolver that the configuration uses)
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: several run at a time
 ROOT = Path(__file__).parent.parent
 
 
