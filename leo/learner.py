@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from leo.episodes import Tasks
+from leo.support import Support
 
 
 class MetaLearner(nn.Module, ABC):
@@ -31,6 +32,13 @@ class Learner(MetaLearner):
     @abstractmethod
     def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
         """One weight vector for each class; the score of x is its product with ``embed(x)``. Nothing is sampled."""
+
+    @abstractmethod
+    def adapt_to(self, support: Support) -> Float[Tensor, "B N E"]:
+        """``adapt`` where classes differ in their number of images; equal to it where each has ``num_shot``.
+
+        Plain and for values alone: no gradient is asked of it.
+        """
 
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """What meta-training minimises, ``loss``, beside its terms and ``accuracy``; means over the tasks.

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from leo import objective, softmax
 from leo.dropout import dropout, random_bits
 from leo.episodes import Tasks
-from leo.inner_loops import LatentLoop, WeightStep, class_mean
+from leo.inner_loops import LatentLoop, WeightStep, class_mean, spread
 from leo.learner import Learner
-from leo.networks import Decoder, Gaussian, RelationNetwork, glorot_linear, stddev
+from leo.networks import Decoder, Gaussian, RelationNetwork, decode, glorot_linear, stddev
 from leo.products import linear
+from leo.support import Support
 
 
 class Noise(NamedTuple):
@@ -27,6 +28,9 @@ class Noise(NamedTuple):
     weights: Float[Tensor, "S_plus_1 B N M D"] | None = None
     support_bits: Int16[Tensor, "T_plus_1 B N K D"] | None = None
     query_bits: Int16[Tensor, "B N Q D"] | None = None
+
+
+NO_NOISE = Noise()
 
 
 class Adaptation(NamedTuple):
@@ -107,19 +111,12 @@ class LEO(Learner):
 
     def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
         """The classifier adapted to ``support``, by the means of codes and weights and without dropout."""
-        return self.adaptation(support, Noise()).weights
+        return self.adaptation(support, NO_NOISE).weights
 
     def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
         """The random numbers of one training pass."""
-        num_tasks, num_way, num_shot, num_features = tasks.support.shape
-        num_codes = num_shot if self.latents == "example" else 1
-        device, noise = tasks.support.device, Noise()
-        if self.stochastic:
-            normal = partial(torch.randn, dtype=tasks.support.dtype, device=device, generator=generator)
-            noise = noise._replace(
-                latents=normal(num_tasks, num_way, num_codes, self.num_latents),
-                weights=normal(self.num_latent_steps + 1, num_tasks, num_way, num_codes, num_features),
-            )
+        device = tasks.support.device
+        noise = self.draw_samples(*tasks.support.shape[:3], generator) if self.stochastic else Noise()
         if self.dropout:
             num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
             noise = noise._replace(
@@ -128,16 +125,30 @@ class LEO(Learner):
             )
         return noise
 
+    def draw_samples(self, num_tasks: int, num_way: int, num_shot: int, generator: torch.Generator) -> Noise:
+        """The random numbers of sampled adaptations, without dropout."""
+        weight, num_codes = self.decoder.linear.weight, num_shot if self.latents == "example" else 1
+        normal = partial(torch.randn, dtype=weight.dtype, device=weight.device, generator=generator)
+        return Noise(
+            latents=normal(num_tasks, num_way, num_codes, self.num_latents),
+            weights=normal(self.num_latent_steps + 1, num_tasks, num_way, num_codes, self.num_features),
+        )
+
     def encode(self, support: Float[Tensor, "B N K D"]) -> Gaussian:
         """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""
         num_tasks, num_way, num_shot, _ = support.shape
-        if self.encodes:
-            mean, u = self.relation(linear(support, self.encoder.weight))
-        else:  # exp(u) - 1 = 1
-            mean = support.new_zeros(num_tasks, num_way, self.num_latents)
-            u = torch.full_like(mean, 2.0).log()
+        code = self.relation(linear(support, self.encoder.weight)) if self.encodes else self.prior(num_tasks, num_way)
+        return self.copies(code, num_shot)
+
+    def prior(self, num_tasks: int, num_way: int) -> Gaussian:
+        """N(0, 1) for each class, [B, N, Z]: exp(u) - 1 = 1."""
+        mean = self.decoder.linear.weight.new_zeros(num_tasks, num_way, self.num_latents)
+        return Gaussian(mean, torch.full_like(mean, 2.0).log())
+
+    def copies(self, code: Gaussian, num_shot: int) -> Gaussian:
+        """The class's distribution for each of its M codes."""
         num_codes = num_shot if self.latents == "example" else 1
-        return Gaussian(*(part.unsqueeze(2).expand(-1, -1, num_codes, -1) for part in (mean, u)))
+        return Gaussian(*(part.unsqueeze(2).expand(-1, -1, num_codes, -1) for part in code))
 
     def adaptation(self, support: Float[Tensor, "B N K D"], noise: Noise) -> Adaptation:
         """Algorithm 1, lines 5-10, a function of the support and of ``noise``."""
@@ -163,6 +174,33 @@ class LEO(Learner):
                 finetuned.append(WeightStep.apply(finetuned[-1], rate, of_step))
         latents = [z, *path.view(num_steps, *z.shape)]
         return Adaptation(code, latents, weights.view(*z.shape[:3], -1), finetuned)
+
+    def adapt_to(self, support: Support, noise: Noise = NO_NOISE) -> Float[Tensor, "B N D"]:
+        """``adapt`` where classes differ in their number of images; by ``noise``, as ``draw_samples`` gives it, sampled.
+
+        Algorithm 1 step by step. Every class has as many codes as a class of training, ``num_shot`` with
+        ``latents=example``.
+        """
+        num_tasks, num_way, _ = support.class_mean.shape
+        if self.encodes:
+            codes = support.images @ self.encoder.weight.T
+            code = self.relation.weighted(codes, support.partner_mean, support.class_mean)
+        else:
+            code = self.prior(num_tasks, num_way)
+        code = self.copies(code, support.num_shot)
+        z = code.mean if noise.latents is None else code.mean + stddev(code.u) * noise.latents
+        matrix = self.decoder.matrix(sampled=noise.weights is not None)
+        draws = [None] * (self.num_latent_steps + 1) if noise.weights is None else noise.weights.flatten(1, 3).unbind()
+        for eps in draws[:-1]:
+            weights, slope = decode(z.flatten(0, 2), matrix, eps, num_way)
+            g = spread(support.loss_gradient(class_mean(weights, num_tasks, num_way)), len(weights))
+            factor = g if slope is None else torch.cat([g, g * slope], dim=1)
+            z = z - self.latent_lr * (factor @ matrix).view_as(z)
+        weights, _ = decode(z.flatten(0, 2), matrix, draws[-1], num_way)
+        classifier = class_mean(weights, num_tasks, num_way)
+        for _ in range(self.num_finetune_steps):
+            classifier = classifier - self.finetune_lr / z.shape[2] * support.loss_gradient(classifier)
+        return classifier
 
     def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
         """Eq. 6, ``loss``, and its terms before their weights; means over the tasks."""

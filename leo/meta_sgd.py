@@ -8,6 +8,7 @@ from leo import objective, softmax
 from leo.episodes import Tasks
 from leo.inner_loops import WeightStep
 from leo.learner import Learner
+from leo.support import Support
 
 
 class MetaSGD(Learner):
@@ -29,6 +30,19 @@ class MetaSGD(Learner):
     def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
         """The classifier after ``num_steps`` gradient steps on the summed support loss."""
         return self.path(support)[-1]
+
+    def adapt_to(self, support: Support) -> Float[Tensor, "B N D"]:
+        """The same on classes of any number of images."""
+        num_way, trained = len(support.targets), len(self.initial_weights)
+        if num_way != trained:
+            raise ValueError(
+                f"the support has {num_way} classes, and Meta-SGD learns an initial weight for each class: this one "
+                f"knows tasks of num_way={trained} only; use LEO or prototypes, or train it with num_way={num_way}"
+            )
+        weights = self.initial_weights.expand(len(support.present), -1, -1)
+        for _ in range(self.num_steps):
+            weights = weights - self.inner_lr * support.loss_gradient(weights)
+        return weights
 
     def path(self, support: Float[Tensor, "B N K D"]) -> list[Float[Tensor, "B N D"]]:
         """The classifier after 0, 1, ..., ``num_steps`` steps."""

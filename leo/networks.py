@@ -10,6 +10,7 @@ from torch.nn.functional import threshold
 from leo.products import linear, product
 
 STDDEV_FLOOR = 1e-10
+PAIRS_PER_PART = 1 << 15  # of images, whose hidden layer is held at a time: 16 MB for 64 latents
 
 
 def glorot_linear(num_in: int, num_out: int) -> nn.Linear:
@@ -54,6 +55,23 @@ class RelationNetwork(nn.Module):
         num_partners, num_shot = hidden.shape[2], codes.shape[2]
         by_class = hidden.sum(2).unflatten(1, codes.shape[1:3]).sum(2) / (num_partners * num_shot)  # [B, N, 2Z]
         mean, u = linear(by_class, third).chunk(2, dim=-1)
+        return Gaussian(mean, u)
+
+    def weighted(
+        self, codes: Float[Tensor, "n Z"], partner_mean: Float[Tensor, "B n"], class_mean: Float[Tensor, "B N n"]
+    ) -> Gaussian:
+        """The same with given means over partners and over the images of a class: each row makes B sets of classes.
+
+        A few images at a time meet their partners, so that memory does not grow with the square of their number.
+        """
+        from_left, from_right = self.first.weight.chunk(2, dim=1)
+        left, right = codes @ from_left.T, codes @ from_right.T
+        by_class = codes.new_zeros(*class_mean.shape[:2], left.shape[1])
+        num_rows = max(1, PAIRS_PER_PART // len(codes))
+        for rows, members in zip(left.split(num_rows), class_mean.split(num_rows, dim=2), strict=True):
+            hidden = (rows.unsqueeze(1) + right).relu() @ self.second.weight.T  # [num_rows, n, 2Z]
+            by_class = by_class + members @ (partner_mean @ hidden.relu()).transpose(0, 1)
+        mean, u = (by_class @ self.third.weight.T).chunk(2, dim=-1)
         return Gaussian(mean, u)
 
 

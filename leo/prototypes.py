@@ -9,6 +9,7 @@ from leo import objective, softmax
 from leo.episodes import Tasks
 from leo.learner import Learner
 from leo.networks import glorot_linear
+from leo.support import Support
 
 
 class NearestCentroid(Learner):
@@ -29,6 +30,10 @@ class NearestCentroid(Learner):
     def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
         """The unit-length centroid of each class."""
         return normalize(normalize(self.embed(support), dim=-1).mean(2), dim=-1)
+
+    def adapt_to(self, support: Support) -> Float[Tensor, "B N E"]:
+        """The unit-length centroid of each class."""
+        return normalize(support.class_mean @ normalize(self.embed(support.images), dim=-1), dim=-1)
 
 
 class LinearPrototypes(NearestCentroid):

@@ -9,7 +9,7 @@ from torch import Tensor
 from leo import softmax
 from leo.episodes import Tasks
 from leo.learner import Learner
-from leo.leo import LEO, Noise
+from leo.leo import LEO
 
 
 class Reliability(NamedTuple):
@@ -48,8 +48,7 @@ def sampled_predictions(
     """The same for the probabilities' mean over adaptations whose codes and weights are sampled, as in training."""
     total = tasks.query.new_zeros(())
     for _ in range(num_samples):
-        noise = learner.draw_noise(tasks, generator)
-        path = learner.adaptation(tasks.support, Noise(noise.latents, noise.weights))
+        path = learner.adaptation(tasks.support, learner.draw_samples(*tasks.support.shape[:3], generator))
         total = total + softmax.logits(path.weights, tasks.query).softmax(-1)
     return confidence_and_success(total / num_samples)
 

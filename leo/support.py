@@ -1,0 +1,51 @@
+"""A support whose classes differ in their number of images, as a trained learner meets it in use."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+class Support(NamedTuple):
+    """Labelled images, and which of them each of B adaptations sees: all, or, to test itself, all but one.
+
+    In the inner losses the images of a class together count as the ``num_shot`` images of training, however many they
+    are: the losses are sums, so a class with more images would otherwise draw the classifier to itself, and all of
+    them together would make the steps longer than those that were learned (docs/predict.md has the measurement).
+
+    ``labels`` are 0 to N - 1; in every row of ``present`` each class has an image.
+    """
+
+    images: Float[Tensor, "n D"]
+    labels: Int[Tensor, " n"]
+    present: Bool[Tensor, "B n"]
+    num_shot: int
+
+    @property
+    def targets(self) -> Float[Tensor, "N n"]:
+        """1 where an image is of a class, else 0."""
+        return one_hot(self.labels).T.to(self.images)
+
+    @property
+    def partner_mean(self) -> Float[Tensor, "B n"]:
+        """What each image contributes to a mean over all images."""
+        present = self.present.to(self.images)
+        return present / present.sum(1, keepdim=True)
+
+    @property
+    def class_mean(self) -> Float[Tensor, "B N n"]:
+        """What each image contributes to the mean over its class."""
+        members = self.present.unsqueeze(1) * self.targets
+        return members / members.sum(2, keepdim=True)
+
+    def loss_gradient(self, weights: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Gradient of the inner loss with respect to classifiers: the weighted sum over images of (p - y) x."""
+        counts = self.num_shot * self.class_mean.sum(1, keepdim=True)
+        return ((weights @ self.images.T).softmax(1) - self.targets) * counts @ self.images
+
+
+def whole_support(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_shot: int) -> Support:
+    """One adaptation, which sees all images."""
+    return Support(images, labels, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device), num_shot)
