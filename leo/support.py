@@ -15,18 +15,13 @@ class Support(NamedTuple):
     are: the losses are sums, so a class with more images would otherwise draw the classifier to itself, and all of
     them together would make the steps longer than those that were learned (docs/predict.md has the measurement).
 
-    ``labels`` are 0 to N - 1; in every row of ``present`` each class has an image.
+    ``targets`` are 1 where an image is of a class, else 0; in every row of ``present`` each class has an image.
     """
 
     images: Float[Tensor, "n D"]
-    labels: Int[Tensor, " n"]
+    targets: Float[Tensor, "N n"]
     present: Bool[Tensor, "B n"]
     num_shot: int
-
-    @property
-    def targets(self) -> Float[Tensor, "N n"]:
-        """1 where an image is of a class, else 0."""
-        return one_hot(self.labels).T.to(self.images)
 
     @property
     def partner_mean(self) -> Float[Tensor, "B n"]:
@@ -46,6 +41,7 @@ class Support(NamedTuple):
         return ((weights @ self.images.T).softmax(1) - self.targets) * counts @ self.images
 
 
-def whole_support(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_shot: int) -> Support:
-    """One adaptation, which sees all images."""
-    return Support(images, labels, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device), num_shot)
+def labelled(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_shot: int) -> Support:
+    """One adaptation, which sees all images; ``labels`` are 0 to N - 1."""
+    present = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
+    return Support(images, one_hot(labels).T.to(images), present, num_shot)

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.utils import get_class
-from torch import nn
-
 from leo.episodes import check_task_size
-from leo.features import FeatureTable, Normalizer
+from leo.features import FeatureTable
 from leo.learner import Learner
 from leo.methods import METHODS
 from leo.run import read_checkpoint
+from leo.trained import rebuild
 from runner.folder import differences
 
 
@@ -48,11 +46,8 @@ def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Me
     """The learner of the checkpoint at ``path``, which must know tasks of ``sizes`` and the features of ``tables``."""
     checkpoint = read_checkpoint(path)
     config = checkpoint["config"]
-    settings = dict(config["model"]["learner"])
-    target = settings.pop("_target_")
-    # Of a checkpoint only these are called: it may come from elsewhere.
-    if target not in METHODS:
-        raise ValueError(f"{path} holds a {target}; stage=analyze looks into {', '.join(METHODS)}")
+    settings = config["model"]["learner"]
+    learner, normalizer = rebuild(settings, config["features"]["normalize"], checkpoint["state_dict"], path)
     for key in ("num_way", "num_shot"):
         if config[key] != getattr(sizes, key):
             raise ValueError(
@@ -64,19 +59,7 @@ def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Me
             f"{path} was trained on other features ({'; '.join(changed)}); choose data=, backbone= and features= as "
             f"it was trained with"
         )
-    width = tables["train"].features.shape[1]
-    parts = nn.ModuleDict(
-        {
-            "learner": get_class(target)(num_features=width, **settings),
-            "normalizer": Normalizer(config["features"]["normalize"], width),
-        }
-    ).eval()
-    try:
-        parts.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the learner that it names: {error}") from error
-    learner, normalizer = parts["learner"].requires_grad_(False), parts["normalizer"]
-    assert isinstance(learner, Learner)
     val, test = (tables[split]._replace(features=normalizer(tables[split].features)) for split in ("val", "test"))
     ablation = config["names"]["ablation"].replace("_", " ")
-    return Method(METHODS[target] if ablation == "none" else f"{METHODS[target]}, {ablation}", learner, path, val, test)
+    name = METHODS[settings["_target_"]]
+    return Method(name if ablation == "none" else f"{name}, {ablation}", learner, path, val, test)

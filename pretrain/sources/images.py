@@ -19,7 +19,7 @@ def decode(content: bytes, name: str | Path, size: int, mode: str) -> NDArray[np
         raise ValueError(f"image {name} is empty (0 bytes); replace it and start again, which goes on from there")
     try:
         with Image.open(BytesIO(content)) as image:
-            flat = _to_mode(image, mode)
+            return standard(image, size, mode)
     except UnidentifiedImageError:
         raise ValueError(
             f"image {name} is not an image; replace it and start again, which goes on from there"
@@ -28,6 +28,11 @@ def decode(content: bytes, name: str | Path, size: int, mode: str) -> NDArray[np
         raise ValueError(
             f"image {name} is truncated or damaged ({error}); replace it and start again, which goes on from there"
         ) from error
+
+
+def standard(image: Image.Image, size: int, mode: str) -> NDArray[np.uint8]:
+    """uint8 [size, size, C] of an opened image, as ``decode`` makes it."""
+    flat = _to_mode(image, mode)
     return resize(np.asarray(flat).reshape(flat.height, flat.width, -1), size)
 
 

@@ -10,7 +10,7 @@ import leo.networks as leo_networks
 from leo.leo import NO_NOISE, Noise
 from leo.meta_sgd import MetaSGD
 from leo.prototypes import LinearPrototypes, NearestCentroid
-from leo.support import Support, whole_support
+from leo.support import Support, labelled
 from tests.leo.test_leo import ABLATIONS, make, make_tasks
 
 SHOTS = [1, 4, 2]  # of three classes
@@ -21,14 +21,14 @@ def equal_support(num_shot):
     tasks = make_tasks(num_shot, num_tasks=1)
     labels = torch.arange(3).repeat_interleave(num_shot)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return tasks.support, whole_support(tasks.support[0].flatten(0, 1)[order], labels[order], num_shot)
+    return tasks.support, labelled(tasks.support[0].flatten(0, 1)[order], labels[order], num_shot)
 
 
 def unequal_support(num_shot):
     images = make_tasks(4).support[0]
     rows = [(label, image) for label, count in enumerate(SHOTS) for image in images[label, :count]]
     order = [3, 0, 6, 1, 5, 2, 4]
-    return whole_support(
+    return labelled(
         torch.stack([rows[i][1] for i in order]), torch.tensor([rows[i][0] for i in order]), num_shot
     )
 
@@ -66,9 +66,9 @@ def test_equal_classes_are_sampled_as_in_training(latents):
 
 def oracle_codes(leo, support):
     """Mean and u of each class: every ordered pair of images on its own, then means over what is there."""
-    num_way = int(support.labels.max()) + 1
+    num_way = len(support.targets)
     outputs = [[] for _ in range(num_way)]
-    for image, label in zip(support.images, support.labels.tolist(), strict=True):
+    for image, label in zip(support.images, support.targets.argmax(0).tolist(), strict=True):
         of_image = []
         for partner in support.images:
             pair = torch.cat([leo.encoder.weight @ image, leo.encoder.weight @ partner])
@@ -81,9 +81,9 @@ def oracle_codes(leo, support):
 
 def oracle_loss(weights, support):
     """Cross-entropy of each image, counted so that every class has ``num_shot``; weights [N, M, D]."""
-    shots = support.labels.bincount()
+    shots = support.targets.sum(1)
     total = 0
-    for image, label in zip(support.images, support.labels.tolist(), strict=True):
+    for image, label in zip(support.images, support.targets.argmax(0).tolist(), strict=True):
         scores = torch.stack([sum(vector @ image for vector in of_class) / len(of_class) for of_class in weights])
         total = total - (support.num_shot / shots[label]) * F.log_softmax(scores, dim=0)[label]
     return total
@@ -139,19 +139,19 @@ def test_unequal_classes_of_meta_sgd_and_centroids():
     torch.testing.assert_close(meta_sgd.adapt_to(support)[0], weights)
     for centroid in (known["centroid"], known["prototypes"]):
         for label, direction in enumerate(centroid.adapt_to(support)[0]):
-            members = F.normalize(centroid.embed(support.images[support.labels == label]), dim=1)
+            members = F.normalize(centroid.embed(support.images[support.targets[label] == 1]), dim=1)
             torch.testing.assert_close(direction, F.normalize(members.sum(0), dim=0))
 
 
 def test_an_image_left_out_is_as_if_it_were_not_there():
     leo, support = make(latents="example"), unequal_support(2)
-    without = [i for i in range(len(support.labels)) if i != 2]
-    present = torch.ones(2, len(support.labels), dtype=torch.bool)
+    without = [i for i in range(len(support.images)) if i != 2]
+    present = torch.ones(2, len(support.images), dtype=torch.bool)
     present[1, 2] = False
     with torch.no_grad():
         both = leo.adapt_to(support._replace(present=present))
         torch.testing.assert_close(both[0], leo.adapt_to(support)[0])
-        rest = Support(support.images[without], support.labels[without], present[:1, without], 2)
+        rest = Support(support.images[without], support.targets[:, without], present[:1, without], 2)
         torch.testing.assert_close(both[1], leo.adapt_to(rest)[0])
 
 
@@ -165,6 +165,6 @@ def test_many_images_meet_their_partners_a_few_at_a_time(monkeypatch):
 
 def test_meta_sgd_knows_its_number_of_classes():
     support = unequal_support(2)
-    two = whole_support(support.images, support.labels.clamp(max=1), 2)
+    two = labelled(support.images, support.targets.argmax(0).clamp(max=1), 2)
     with pytest.raises(ValueError, match="the support has 2 classes, .* this one knows tasks of num_way=3 only"):
         learners()["meta_sgd"].adapt_to(two)

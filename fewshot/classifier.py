@@ -1,0 +1,141 @@
+"""The classifier of one's own classes, with scikit-learn's conventions."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from fewshot.images import are_images, pixels
+from fewshot.loading import load
+from fewshot.model import Model, nearest_centroid
+
+ROWS_PER_PART = 4096  # of features, scored at a time
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A classifier of any classes from a few examples of each, by a trained learner that adapts to them.
+
+    ``FewShotClassifier.load(path)`` gives one with its model. ``X`` is a list of images (paths, Pillow's images,
+    arrays or tensors of pixels, as ``fewshot.images.pixels`` takes them), an array of images [n, H, W(, C)], or an
+    array of features [n, D]. Classes may have different numbers of examples, and need not be as many as in training.
+
+    Args:
+        model: the trained pieces. None: nearest centroid by cosine, which needs no training, on features alone.
+        num_samples: adaptations whose probabilities are averaged, drawn as in training; 0: the one of the means.
+        random_state: of the sampled adaptations.
+        batch_size: images that the extractor sees at a time.
+        device: on which all is computed.
+
+    Attributes:
+        classes_: the labels, sorted.
+        classifiers_: float32 [num_samples or 1, N, E], a weight vector for each class in each adaptation.
+        n_features_in_: D.
+
+    It passes scikit-learn's estimator checks; with a trained model, all but those of ``EXPECTED_FAILED_CHECKS``.
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        *,
+        num_samples: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+        batch_size: int = 256,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.num_samples = num_samples
+        self.random_state = random_state
+        self.batch_size = batch_size
+        self.device = device
+
+    @classmethod
+    def load(cls, path: str | Path, *, extractor: str | Path | None = None, **parameters: Any) -> Self:
+        """One with the model at ``path``: a checkpoint of meta-training, its run folder, or a package.
+
+        ``extractor`` is the run folder of stage 1 or its best.ckpt; it is found by itself in a package, and beside
+        the run folder of a checkpoint. ``parameters`` are those of the constructor. Nothing at ``path`` is run.
+        """
+        return cls(load(Path(path), None if extractor is None else Path(extractor)), **parameters)
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Adapt to the images or features ``X`` and their labels ``y``."""
+        if are_images(X):
+            check_consistent_length(X, y)
+            y = column_or_1d(y, warn=True)
+        else:
+            X, y = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class only ({classes[0]!r}); give examples of at least two classes")
+        if self.num_samples < 0 or self.batch_size < 1:
+            raise ValueError(f"num_samples={self.num_samples} must be at least 0, batch_size={self.batch_size} at least 1")
+        model = self._model(None if are_images(X) else X.shape[1])
+        features = torch.cat(list(self._features(X, model)))
+        generator = torch.Generator(self.device).manual_seed(check_random_state(self.random_state).randint(2**31))
+        everything = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
+        targets = one_hot(torch.from_numpy(labels)).T.to(features)
+        classifiers = model.adapt(features, targets, everything, self.num_samples, generator)
+        self.classes_, self.n_features_in_ = classes, model.num_features
+        self.classifiers_: NDArray[np.float32] = classifiers[:, 0].cpu().numpy()
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities [n, N], the columns as in ``classes_``."""
+        check_is_fitted(self)
+        if not are_images(X):
+            X = validate_data(self, X, dtype=np.float32, reset=False)
+        model, classifiers = self._model(self.n_features_in_), torch.from_numpy(self.classifiers_).to(self.device)
+        parts = [probabilities(model.embed(part), classifiers) for part in self._features(X, model)]
+        result: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+        return result
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable label of each image or row of ``X``."""
+        most_probable: NDArray[Any] = self.predict_proba(X).argmax(1)
+        return self.classes_[most_probable]  # type: ignore[no-any-return]  # scikit-learn has no types
+
+    def _model(self, num_features: int | None) -> Model:
+        """The model on its device, for features of width ``num_features``, or, where that is None, for images."""
+        if self.model is None:
+            if num_features is None:
+                raise ValueError(
+                    "FewShotClassifier() without a model knows features only; for images take "
+                    "FewShotClassifier.load(PATH), with a checkpoint of meta-training or a package"
+                )
+            return nearest_centroid(num_features).to(self.device)
+        if num_features not in (None, self.model.num_features):
+            raise ValueError(
+                f"X has n_features={num_features}, and the learner of {self.model.source} takes "
+                f"{self.model.num_features}: those of layer {self.model.config['features_origin']['layer']} of its "
+                f"extractor; give those, or the images"
+            )
+        return self.model.to(self.device)
+
+    def _features(self, X: Any, model: Model) -> Iterator[Tensor]:
+        """Float32 [., D] of what ``X`` holds, some rows at a time."""
+        if not are_images(X):
+            yield from torch.from_numpy(X).to(self.device).split(ROWS_PER_PART)
+            return
+        extractor = model.needed_extractor()
+        for start in range(0, len(X), self.batch_size):
+            part = [
+                pixels(X[i], f"image {i} of X", extractor.image_size, extractor.mode)
+                for i in range(start, min(start + self.batch_size, len(X)))
+            ]
+            yield extractor(torch.stack(part).to(self.device))
+
+
+def probabilities(embedded: Tensor, classifiers: Tensor) -> Tensor:
+    """float64 [n, N], means over the adaptations of ``classifiers`` [S, N, E]."""
+    return (embedded @ classifiers.mT).double().softmax(-1).mean(0)

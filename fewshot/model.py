@@ -1,0 +1,100 @@
+"""The trained pieces together: learner, normaliser and, where images are to be classified, the extractor."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from leo.features import Normalizer
+from leo.learner import Learner
+from leo.leo import LEO
+from leo.prototypes import NearestCentroid
+from leo.support import Support
+from pretrain.extractor import Extractor
+
+
+class Model(NamedTuple):
+    """What ``FewShotClassifier`` adapts. Nothing changes it, so copies of a classifier share it.
+
+    ``config`` says how the learner was made and what its features come from; ``source`` is where all was read.
+    """
+
+    learner: Learner
+    normalizer: Normalizer
+    extractor: Extractor | None
+    config: dict[str, Any]
+    source: str
+
+    def __repr__(self) -> str:
+        return f"<model of {self.source}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        return self
+
+    @property
+    def num_features(self) -> int:
+        """The width of the features that the learner takes."""
+        return len(self.normalizer.mean)
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Itself, on ``device``."""
+        for part in (self.learner, self.normalizer, self.extractor):
+            if part is not None:
+                part.to(device)
+        return self
+
+    def needed_extractor(self) -> Extractor:
+        """The extractor; raises where there is none."""
+        if self.extractor is not None:
+            return self.extractor
+        origin = self.config["features_origin"]
+        if not origin["checkpoint"]:
+            raise ValueError(
+                f"{self.source} was trained on {origin['extractor'] or 'pixels'}, layer {origin['layer']}: features that "
+                f"no extractor of stage 1 makes of images; give features, or train on those of stage 1"
+            )
+        raise ValueError(
+            f"{self.source} holds a learner of features without its extractor, which images need: {origin['extractor']} "
+            f"trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give extractor=PATH, the run folder "
+            f"of stage 1 or its best.ckpt, or take a package instead (python train.py stage=package)"
+        )
+
+    @torch.no_grad()
+    def embed(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n E"]:
+        """Features in the space in which classifiers are linear."""
+        embedded: Tensor = self.learner.embed(self.normalizer(features))
+        return embedded
+
+    @torch.no_grad()
+    def adapt(
+        self,
+        features: Float[Tensor, "n D"],
+        targets: Float[Tensor, "N n"],
+        present: Bool[Tensor, "B n"],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "S B N E"]:
+        """The classifiers of each row of ``present``: that of the means where ``num_samples`` is 0, else sampled ones.
+
+        ``targets`` and ``present`` as in ``leo.support.Support``.
+        """
+        support = Support(self.normalizer(features), targets, present, self.config["num_shot"])
+        if not num_samples:
+            return self.learner.adapt_to(support).unsqueeze(0)
+        learner = self.learner
+        if not isinstance(learner, LEO) or not learner.stochastic:
+            raise ValueError(
+                f"num_samples={num_samples} asks for sampled adaptations, which the learner of {self.source} does not "
+                f"have (LEO with stochastic=true does); leave num_samples at 0"
+            )
+        sizes = len(present), len(targets), support.num_shot
+        return torch.stack(
+            [learner.adapt_to(support, learner.draw_samples(*sizes, generator)) for _ in range(num_samples)]
+        )
+
+
+def nearest_centroid(num_features: int) -> Model:
+    """What needs no training: cosine to the mean of each class's unit-length features."""
+    learner, normalizer = NearestCentroid(num_features=num_features), Normalizer("l2", num_features)
+    return Model(learner, normalizer, None, {"num_shot": 1}, "nearest centroid")

@@ -1,0 +1,71 @@
+"""A model as one folder that travels: weights, configuration, and the SHA-256 of every file. Nothing in it is run.
+
+``config.json`` names the learner and holds its settings and those of the extractor, preprocessing included;
+``learner.safetensors`` and ``extractor.safetensors`` hold the weights; ``manifest.json`` the hash of each file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fewshot.model import Model
+from leo.trained import rebuild
+from pretrain.extractor import Extractor
+from runner.files import sha256, whole_file
+from runner.folder import write_json
+
+FORMAT = "few-shot-package-1"
+MANIFEST, CONFIG, LEARNER, EXTRACTOR = "manifest.json", "config.json", "learner.safetensors", "extractor.safetensors"
+
+
+def write_pieces(model: Model, folder: Path, more: dict[str, Any]) -> None:
+    """The configuration, with ``more`` in it, and the weights."""
+    extractor = model.needed_extractor()
+    learner = nn.ModuleDict({"learner": model.learner, "normalizer": model.normalizer})
+    write_json(folder / CONFIG, {"format": FORMAT, **model.config, "extractor": extractor.settings, **more})
+    for name, part in ((LEARNER, learner), (EXTRACTOR, extractor)):
+        with whole_file(folder / name) as partial:
+            save_file({key: value.contiguous() for key, value in part.state_dict().items()}, partial)
+
+
+def write_manifest(folder: Path) -> None:
+    """The SHA-256 of every file of ``folder``."""
+    write_json(folder / MANIFEST, {path.name: sha256(path) for path in sorted(folder.iterdir())})
+
+
+def check_manifest(folder: Path) -> None:
+    """Raise where a file that the manifest names is missing or changed, or a piece is not named by it."""
+    remedy = "get the package again, or make it with `python train.py stage=package`"
+    try:
+        hashes = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{folder / MANIFEST} is not a manifest ({error}); {remedy}") from error
+    for name in (CONFIG, LEARNER, EXTRACTOR, *hashes):
+        if name not in hashes:
+            raise ValueError(f"{folder / MANIFEST} does not name {name}; {remedy}")
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name}, which its manifest names; {remedy}")
+        if (found := sha256(folder / name)) != hashes[name]:
+            raise ValueError(
+                f"{folder / name} is changed or damaged: its SHA-256 is {found[:12]}..., the manifest says "
+                f"{str(hashes[name])[:12]}...; {remedy}"
+            )
+
+
+def read_package(folder: Path) -> Model:
+    """The model of the package ``folder``, after a check of all hashes."""
+    check_manifest(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise ValueError(f"its format is {config['format']!r}, expected {FORMAT!r}")
+        trained = rebuild(config["learner"], config["normalize"], load_file(folder / LEARNER), folder)
+        extractor = Extractor(**config["extractor"])
+        extractor.load_state_dict(load_file(folder / EXTRACTOR))
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"package {folder} cannot be used: {error}") from error
+    return Model(*trained, extractor, config, str(folder))

@@ -1,0 +1,79 @@
+"""Predictions as one HTML page with thumbnails in it: opens from disk, needs no network and no script."""
+
+import base64
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from fewshot.predict import Outcome, Prediction
+
+SIDE = 96  # of a thumbnail, in pixels
+EXAMPLES = 8  # shown of each class
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --wrong: #c62828; --quiet: #666; }
+@media (prefers-color-scheme: dark) { :root { --wrong: #ff8a80; --quiet: #aaa; } }
+body { font: 16px/1.4 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .75rem; }
+figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .875rem; }
+figure img { display: block; width: 96px; height: 96px; object-fit: contain; margin: 0 auto .25rem; }
+.row { display: flex; flex-wrap: wrap; gap: .25rem; } .row img { width: 48px; height: 48px; object-fit: contain; }
+.path { color: var(--quiet); font-size: .75rem; } .wrong { border-color: var(--wrong); } .wrong b { color: var(--wrong); }
+meter { width: 100%; }
+"""
+
+
+def page(outcome: "Outcome", source: str, num_thumbnails: int) -> str:
+    """The page of the first ``num_thumbnails`` predictions, the images that they rest on, and the files skipped."""
+    predictions, accuracy = outcome.predictions, outcome.accuracy()
+    shown = predictions[:num_thumbnails]
+    rest = f"<p>The first {len(shown):,} of {len(predictions):,}; all are in predictions.csv.</p>"
+    skipped = "".join(f"<li>{escape(one.reason)}</li>" for one in outcome.unreadable)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Predictions</title>
+<style>{STYLE}</style>
+<h1>{len(predictions):,} predictions</h1>
+<p>{"" if accuracy is None else f"<b>{escape(accuracy)}</b>. Each image was classified by all others. "}Model: {escape(source)}.</p>
+<h2>Learned from</h2>
+{"".join(map(examples, outcome.support, outcome.support.values()))}
+<h2>Predictions</h2>
+{rest if len(shown) < len(predictions) else ""}
+<div class="grid">{"".join(map(figure, shown))}</div>
+{f"<h2>{len(outcome.unreadable):,} files skipped</h2><ul>{skipped}</ul>" if skipped else ""}
+</html>
+"""
+
+
+def examples(name: str, paths: list[Path]) -> str:
+    """A class and the first of its images."""
+    more = f" The first {EXAMPLES} of {len(paths):,}." if len(paths) > EXAMPLES else ""
+    pictures = "".join(f'<img src="{thumbnail(path)}" alt="">' for path in paths[:EXAMPLES])
+    return f'<p><b>{escape(name)}</b>{more}</p><div class="row">{pictures}</div>'
+
+
+def figure(one: "Prediction") -> str:
+    """An image with its class, how probable that is, and its own class where that is another one."""
+    is_wrong = one.truth is not None and one.truth != one.label
+    truth = f"<div>is {escape(one.truth or '')}</div>" if is_wrong else ""
+    return (
+        f'<figure{" class=wrong" if is_wrong else ""}><img src="{thumbnail(one.path)}" alt=""><b>{escape(one.label)}</b> '
+        f'{100 * one.probability:.0f} %<meter value="{one.probability:.4f}" aria-hidden="true"></meter>{truth}'
+        f'<div class="path">{escape(one.path.name)}</div></figure>'
+    )
+
+
+def thumbnail(path: Path) -> str:
+    """The image in small, as a data URI."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    buffer = BytesIO()
+    small.save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,226 @@
+"""Folders of images as a Hydra task: the classes of one folder, the images of another, predictions as files."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from scipy.stats import binomtest
+from torch import Tensor
+
+from fewshot.classifier import FewShotClassifier
+from fewshot.folders import Readable, Unreadable, class_folders, query_files, read
+from fewshot.leave_one_out import leave_one_out
+from fewshot.loading import load
+from fewshot.model import Model
+from fewshot.page import page
+from pretrain.extractor import Extractor
+from runner.files import whole_file, write_text
+
+log = logging.getLogger(__name__)
+
+
+class Prediction(NamedTuple):
+    """Of one image: its most probable class, how probable that is, and its own class where it is known."""
+
+    path: Path
+    label: str
+    probability: float
+    truth: str | None
+
+
+class Outcome(NamedTuple):
+    """All predictions, the classes' images that they rest on, and the files that were skipped."""
+
+    predictions: list[Prediction]
+    support: dict[str, list[Path]]
+    unreadable: list[Unreadable]
+
+    def accuracy(self) -> str | None:
+        """The accuracy of what is known, with its 95 % interval (Wilson); None where nothing is."""
+        correct = [one.label == one.truth for one in self.predictions if one.truth is not None]
+        if not correct:
+            return None
+        low, high = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
+        return (
+            f"leave-one-out accuracy {100 * np.mean(correct):.1f} % ({sum(correct)} of {len(correct)} images; "
+            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        )
+
+
+def predict(cfg: DictConfig) -> None:
+    """Classify the images below ``cfg.query`` by those of ``cfg.support``; write predictions.csv and .html."""
+    settings, console, support, query = cfg.stage, Console(), Path(cfg.support), Path(cfg.query)
+    for key, limit in {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}.items():
+        if not isinstance(settings[key], int) or settings[key] < limit:
+            raise ValueError(f"stage.{key}={settings[key]} must be a whole number of at least {limit}")
+    is_same = support.resolve() == query.resolve()
+    members = class_folders(support, "support")
+    queries = [] if is_same else query_files(query, "query")
+    model = load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor))
+    extractor = model.needed_extractor().to(settings.device)
+    columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        examples = read_in_parts(sum(members.values(), []), extractor, settings.batch_size, progress)
+        classes = readable_classes(members, examples, support, 2 if is_same else 1)
+        labels = np.repeat(list(classes), [len(paths) for paths in classes.values()])
+        features = extract(examples.pixels, extractor, settings.batch_size, progress)
+        if is_same:
+            outcome = tested(model, features, labels, examples, classes, cfg, progress)
+        else:
+            classifier = FewShotClassifier(
+                model, num_samples=settings.num_samples, random_state=cfg.seed, device=settings.device
+            ).fit(features, labels)
+            outcome = predicted(classifier, queries, extractor, examples, classes, cfg, progress)
+    folder = Path(cfg.run_dir)
+    write_csv(folder / "predictions.csv", outcome.predictions)
+    write_text(folder / "predictions.html", page(outcome, model.source, settings.num_thumbnails))
+    show(outcome, settings.num_shown, console)
+    log.info("%s holds predictions.csv and predictions.html", folder)
+
+
+def read_in_parts(paths: list[Path], extractor: Extractor, batch_size: int, progress: Progress) -> Readable:
+    """``read`` with a bar."""
+    bar, parts = progress.add_task("reading examples", total=len(paths)), []
+    for start in range(0, len(paths), batch_size):
+        parts.append(read(paths[start : start + batch_size], extractor))
+        progress.advance(bar, len(paths[start : start + batch_size]))
+    return Readable(
+        torch.cat([part.pixels for part in parts]),
+        [path for part in parts for path in part.paths],
+        [one for part in parts for one in part.unreadable],
+    )
+
+
+def readable_classes(
+    members: dict[str, list[Path]], examples: Readable, support: Path, needed: int
+) -> dict[str, list[Path]]:
+    """The readable images of each class, of which each must have ``needed``."""
+    readable, reasons = set(examples.paths), {one.path: one.reason for one in examples.unreadable}
+    classes = {name: [path for path in paths if path in readable] for name, paths in members.items()}
+    for name, paths in classes.items():
+        if len(paths) >= needed:
+            continue
+        why = "".join(f"; {reasons[path]}" for path in members[name] if path in reasons)
+        if needed == 1:
+            raise ValueError(f"class {name!r} of support={support} has no image that can be read{why}")
+        raise ValueError(
+            f"class {name!r} of support={support} has {len(paths)} image(s) that can be read, and leave-one-out (query "
+            f"is the same folder) needs two of each class: one to leave out, one to learn from{why}"
+        )
+    return classes
+
+
+@torch.no_grad()
+def extract(pixels: Tensor, extractor: Extractor, batch_size: int, progress: Progress) -> NDArray[np.float32]:
+    """The features [n, D] of images, with a bar."""
+    bar, parts = progress.add_task("features of examples", total=len(pixels)), []
+    device = extractor.mean.device
+    for part in pixels.split(batch_size):
+        parts.append(extractor(part.to(device)).cpu())
+        progress.advance(bar, len(part))
+    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    return features
+
+
+def tested(
+    model: Model,
+    features: NDArray[np.float32],
+    labels: NDArray[np.str_],
+    examples: Readable,
+    classes: dict[str, list[Path]],
+    cfg: DictConfig,
+    progress: Progress,
+) -> Outcome:
+    """Each example classified by the others."""
+    model, device = model.to(cfg.stage.device), cfg.stage.device
+    names, numbers = np.unique(labels, return_inverse=True)
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    bar, parts = progress.add_task("leave one out", total=len(labels)), []
+    for part in leave_one_out(
+        model, torch.from_numpy(features).to(device), torch.from_numpy(numbers).to(device), cfg.stage.num_samples, generator
+    ):
+        parts.append(part.cpu().numpy())
+        progress.advance(bar, len(part))
+    predictions = best(names, np.concatenate(parts), examples.paths, list(labels))
+    return Outcome(predictions, classes, examples.unreadable)
+
+
+def predicted(
+    classifier: FewShotClassifier,
+    queries: list[Path],
+    extractor: Extractor,
+    examples: Readable,
+    classes: dict[str, list[Path]],
+    cfg: DictConfig,
+    progress: Progress,
+) -> Outcome:
+    """Each readable image of ``queries``, classified; some at a time, so that a folder of any length fits."""
+    bar = progress.add_task("classifying", total=len(queries))
+    predictions, unreadable, device = [], list(examples.unreadable), extractor.mean.device
+    for start in range(0, len(queries), cfg.stage.batch_size):
+        paths = queries[start : start + cfg.stage.batch_size]
+        found = read(paths, extractor)
+        if found.paths:
+            with torch.no_grad():
+                features = extractor(found.pixels.to(device)).cpu().numpy()
+            of_part = classifier.predict_proba(features)
+            predictions += best(classifier.classes_, of_part, found.paths, [None] * len(found.paths))
+        unreadable += found.unreadable
+        progress.advance(bar, len(paths))
+    if not predictions:
+        raise ValueError(f"none of the {len(queries)} files of query={cfg.query} can be read; {unreadable[-1].reason}")
+    return Outcome(predictions, classes, unreadable)
+
+
+def best(
+    names: NDArray[np.str_], probabilities: NDArray[np.float64], paths: list[Path], truths: Sequence[str | None]
+) -> list[Prediction]:
+    """The most probable class of each image."""
+    return [
+        Prediction(path, str(names[row.argmax()]), float(row.max()), None if truth is None else str(truth))
+        for path, row, truth in zip(paths, probabilities, truths, strict=True)
+    ]
+
+
+def write_csv(path: Path, predictions: list[Prediction]) -> None:
+    """One row for each image; the true class in a fourth column where it is known."""
+    has_truth = predictions[0].truth is not None
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "class", "probability", *(["true_class"] if has_truth else [])))
+        for one in predictions:
+            writer.writerow((one.path, one.label, f"{one.probability:.6f}", *([one.truth] if has_truth else [])))
+
+
+def show(outcome: Outcome, num_shown: int, console: Console) -> None:
+    """The first predictions as a table, how many there are of each class, what was skipped, and the accuracy."""
+    predictions, counts = outcome.predictions, Counter(one.label for one in outcome.predictions)
+    has_truth = predictions[0].truth is not None
+    table = Table(*("image", "class", "probability", *(["true class"] if has_truth else [])))
+    for one in predictions[:num_shown]:
+        wrong = "[red]" if has_truth and one.truth != one.label else ""
+        cells = (str(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
+        table.add_row(*(wrong + escape(cell) for cell in cells))
+    console.print(table)
+    if len(predictions) > num_shown:
+        console.print(f"... and {len(predictions) - num_shown:,} more in predictions.csv")
+    console.print(f"{len(predictions):,} images: " + ", ".join(f"{escape(k)} {n:,}" for k, n in counts.most_common(10)))
+    if outcome.unreadable:
+        console.print(f"[yellow]{len(outcome.unreadable):,} files could not be read and were skipped:")
+        for skipped in outcome.unreadable[:num_shown]:
+            console.print(f"  {escape(skipped.reason)}")
+        if len(outcome.unreadable) > num_shown:
+            console.print(f"  ... and {len(outcome.unreadable) - num_shown:,} more on the page")
+    if accuracy := outcome.accuracy():
+        console.print(f"[bold]{accuracy}")

@@ -1,0 +1,149 @@
+"""The package of a trained model as a Hydra task, with its model card and a program for other runtimes."""
+
+import copy
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fewshot.loading import load
+from fewshot.model import Model
+from fewshot.package import write_manifest, write_pieces
+from leo.methods import METHODS
+from leo.support import Support
+from runner.files import whole_folder, write_text
+
+log = logging.getLogger(__name__)
+
+PROGRAM, CARD = "adapt_and_predict.pt2", "README.md"
+
+
+class AdaptAndPredict(nn.Module):
+    """Probabilities [Q, N] of images [Q, S, S, C] after adaptation to N classes of K images [N, K, S, S, C], uint8."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        # In rows, as the program's file holds tensors.
+        self.extractor = copy.deepcopy(model.needed_extractor()).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.normalizer, self.learner = model.normalizer, model.learner
+        self.num_shot = model.config["num_shot"]
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """The classes are in the order of ``support``."""
+        num_way, num_shot = support.shape[:2]
+        features, of_query = (self.normalizer(self.extractor(images)) for images in (support.flatten(0, 1), query))
+        present = torch.ones(1, len(features), dtype=torch.bool)
+        targets = torch.eye(num_way).repeat_interleave(num_shot, dim=1)
+        classifier = self.learner.adapt_to(Support(features, targets, present, self.num_shot))[0]
+        return (self.learner.embed(of_query) @ classifier.T).softmax(1)
+
+
+def program(model: Model, num_query: int) -> torch.export.ExportedProgram:
+    """``AdaptAndPredict`` for tasks as in training and ``num_query`` images to classify."""
+    extractor = model.needed_extractor()
+    shape = (extractor.image_size, extractor.image_size, len(extractor.mean))
+    support = torch.zeros(model.config["num_way"], model.config["num_shot"], *shape, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(AdaptAndPredict(model), (support, torch.zeros(num_query, *shape, dtype=torch.uint8)))
+
+
+def package(cfg: DictConfig) -> None:
+    """Write the package of ``cfg.checkpoint``, or of the run that the configuration names, whole or not at all."""
+    if cfg.stage.num_query < 1:
+        raise ValueError(f"stage.num_query={cfg.stage.num_query} must be at least 1")
+    model, folder = load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor)), Path(cfg.stage.output)
+    model.needed_extractor()
+    result = matching_result(Path(model.source).parent / "result.json", model)
+    more = {"num_query": cfg.stage.num_query, "result": result, "versions": {n: version(n) for n in ("leo", "torch")}}
+    with whole_folder(folder) as partial:
+        write_pieces(model, partial, more)
+        torch.export.save(program(model, cfg.stage.num_query), partial / PROGRAM)
+        write_text(partial / CARD, card(model, cfg.stage.num_query, result))
+        write_manifest(partial)
+    log.info("%s holds the package: FewShotClassifier.load(%r)", folder, str(folder))
+
+
+def matching_result(path: Path, model: Model) -> dict[str, Any] | None:
+    """What the run of the checkpoint found on its test tasks, where that stands beside it."""
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if result["config"]["model"]["learner"] != model.config["learner"]:
+        return None
+    keys = ("experiment", "ablation", "seed", "data", "layer", "num_way", "num_shot", "num_tasks", "accuracy", "interval95")
+    return {key: result[key] for key in keys} | {"train_splits": result["config"]["train_splits"]}
+
+
+def card(model: Model, num_query: int, result: dict[str, Any] | None) -> str:
+    """The model card, in Markdown."""
+    config, extractor = model.config, model.needed_extractor()
+    origin, method = config["features_origin"], METHODS[config["learner"]["_target_"]]
+    size, views = extractor.image_size, len(extractor.views)
+    crop = extractor.settings["crop"]
+    seen = "the full image" if crop is None else f"{100 * crop['area']:.1f} % of the image as {crop['size']}x{crop['size']}"
+    return f"""# {method} on {origin["data"]}
+
+Adapts to new classes of images from a few examples of each, without training. Made by the `leo` framework.
+
+```python
+from fewshot import FewShotClassifier
+
+classifier = FewShotClassifier.load("THIS FOLDER").fit(image_paths, labels)
+classifier.predict_proba(other_paths)
+```
+
+or `python train.py stage=predict checkpoint="'THIS FOLDER'" support=DIR query=DIR`.
+
+## Accuracy
+
+{accuracy(result)}
+
+It is the accuracy on classes like those of training, in tasks of the shape of training. Images of another kind will be
+classified less well: judge that by leave-one-out on your own (`support` and `query` the same folder).
+
+## Data
+
+- Extractor: {origin["extractor"]}, trained to classify the training classes of *{origin["data"]}*; features of layer {origin["layer"]}.
+- Learner: {method}, meta-trained on tasks of {config["num_way"]} classes with {config["num_shot"]} image(s) each{trained_on(result)}.
+- Preprocessing, the same for every class: {size}x{size} pixels ({"grey" if extractor.mode == "L" else "RGB"}; both sides resized at
+  once), {seen}, {views} view(s), channel mean {numbers(extractor.mean)}, standard deviation {numbers(extractor.std)}.
+
+## Files
+
+| file | content |
+| --- | --- |
+| `config.json` | the settings of learner, extractor and preprocessing; the result above |
+| `learner.safetensors`, `extractor.safetensors` | weights |
+| `manifest.json` | SHA-256 of every file, checked on load |
+| `{PROGRAM}` | `torch.export` program: uint8 images [{config["num_way"]}, {config["num_shot"]}, {size}, {size}, {len(extractor.mean)}] of the classes and \
+[{num_query}, {size}, {size}, {len(extractor.mean)}] to classify, to probabilities [{num_query}, {config["num_way"]}] |
+
+`FewShotClassifier.load` reads JSON and safetensors only and runs nothing from this folder. The hashes tell damage, not who made
+it. `torch.export.load`, which opens the program, may unpickle: use it only where you trust the origin.
+"""
+
+
+def accuracy(result: dict[str, Any] | None) -> str:
+    """The line of the card about the test."""
+    if result is None:
+        return "Not tested: no result stood beside the checkpoint."
+    return (
+        f"{100 * result['accuracy']:.2f} +- {100 * result['interval95']:.2f} % (95 % interval over {result['num_tasks']:,} tasks): "
+        f"{result['num_way']}-way {result['num_shot']}-shot, held-out test classes of {result['data']} "
+        f"(experiment {result['experiment']}, ablation {result['ablation']}, seed {result['seed']})."
+    )
+
+
+def trained_on(result: dict[str, Any] | None) -> str:
+    """The splits of training, where they are known."""
+    return "" if result is None else f" of the splits {' and '.join(result['train_splits'])}"
+
+
+def numbers(values: Tensor) -> str:
+    """Two digits of each."""
+    return ", ".join(f"{value:.2f}" for value in values.tolist())
