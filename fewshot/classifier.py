@@ -20,6 +20,23 @@ from fewshot.model import Model, nearest_centroid
 
 ROWS_PER_PART = 4096  # of features, scored at a time
 
+# Of scikit-learn's estimator checks, for ``check_estimator`` and ``parametrize_with_checks``: those that a classifier
+# with a trained model cannot pass, as it takes features of one width, and each of these brings another one. Without
+# a model, and where a learner is made for the width of each check, none fails.
+EXPECTED_FAILED_CHECKS = dict.fromkeys(
+    (
+        "check_classifier_data_not_an_array", "check_classifiers_classes", "check_classifiers_train",
+        "check_dict_unchanged", "check_dont_overwrite_parameters", "check_dtype_object", "check_estimators_dtypes",
+        "check_estimators_fit_returns_self", "check_estimators_nan_inf", "check_estimators_overwrite_params",
+        "check_estimators_pickle", "check_f_contiguous_array_estimator", "check_fit2d_predict1d",
+        "check_fit_check_is_fitted", "check_fit_idempotent", "check_fit_score_takes_y",
+        "check_methods_sample_order_invariance", "check_methods_subset_invariance", "check_n_features_in",
+        "check_n_features_in_after_fitting", "check_pipeline_consistency", "check_positive_only_tag_during_fit",
+        "check_readonly_memmap_input", "check_supervised_y_2d",
+    ),
+    "brings features of another width than those that the trained learner takes",
+)  # fmt: skip
+
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A classifier of any classes from a few examples of each, by a trained learner that adapts to them.

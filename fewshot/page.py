@@ -4,12 +4,11 @@ import base64
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-if TYPE_CHECKING:
-    from fewshot.predict import Outcome, Prediction
+from fewshot.outcome import Outcome, Prediction
+from pretrain.sources.images import to_mode
 
 SIDE = 96  # of a thumbnail, in pixels
 EXAMPLES = 8  # shown of each class
@@ -27,10 +26,16 @@ meter { width: 100%; }
 """
 
 
-def page(outcome: "Outcome", source: str, num_thumbnails: int) -> str:
-    """The page of the first ``num_thumbnails`` predictions, the images that they rest on, and the files skipped."""
+def shown_paths(outcome: Outcome, num_shown: int) -> list[Path]:
+    """The images that the page of the first ``num_shown`` predictions has."""
+    of_classes = [path for paths in outcome.support.values() for path in paths[:EXAMPLES]]
+    return list(dict.fromkeys(of_classes + [one.path for one in outcome.predictions[:num_shown]]))
+
+
+def page(outcome: Outcome, source: str, num_shown: int, thumbnails: dict[Path, str]) -> str:
+    """The page of the first ``num_shown`` predictions, the images that they rest on, and the files skipped."""
     predictions, accuracy = outcome.predictions, outcome.accuracy()
-    shown = predictions[:num_thumbnails]
+    shown = predictions[:num_shown]
     rest = f"<p>The first {len(shown):,} of {len(predictions):,}; all are in predictions.csv.</p>"
     skipped = "".join(f"<li>{escape(one.reason)}</li>" for one in outcome.unreadable)
     return f"""<!doctype html>
@@ -41,30 +46,30 @@ def page(outcome: "Outcome", source: str, num_thumbnails: int) -> str:
 <style>{STYLE}</style>
 <h1>{len(predictions):,} predictions</h1>
 <p>{"" if accuracy is None else f"<b>{escape(accuracy)}</b>. Each image was classified by all others. "}Model: {escape(source)}.</p>
-<h2>Learned from</h2>
-{"".join(map(examples, outcome.support, outcome.support.values()))}
 <h2>Predictions</h2>
 {rest if len(shown) < len(predictions) else ""}
-<div class="grid">{"".join(map(figure, shown))}</div>
+<div class="grid">{"".join(figure(one, thumbnails[one.path]) for one in shown)}</div>
+<h2>Learned from</h2>
+{"".join(examples(name, paths, thumbnails) for name, paths in outcome.support.items())}
 {f"<h2>{len(outcome.unreadable):,} files skipped</h2><ul>{skipped}</ul>" if skipped else ""}
 </html>
 """
 
 
-def examples(name: str, paths: list[Path]) -> str:
+def examples(name: str, paths: list[Path], thumbnails: dict[Path, str]) -> str:
     """A class and the first of its images."""
     more = f" The first {EXAMPLES} of {len(paths):,}." if len(paths) > EXAMPLES else ""
-    pictures = "".join(f'<img src="{thumbnail(path)}" alt="">' for path in paths[:EXAMPLES])
+    pictures = "".join(f'<img src="{thumbnails[path]}" alt="">' for path in paths[:EXAMPLES])
     return f'<p><b>{escape(name)}</b>{more}</p><div class="row">{pictures}</div>'
 
 
-def figure(one: "Prediction") -> str:
+def figure(one: Prediction, picture: str) -> str:
     """An image with its class, how probable that is, and its own class where that is another one."""
     is_wrong = one.truth is not None and one.truth != one.label
     truth = f"<div>is {escape(one.truth or '')}</div>" if is_wrong else ""
     return (
-        f'<figure{" class=wrong" if is_wrong else ""}><img src="{thumbnail(one.path)}" alt=""><b>{escape(one.label)}</b> '
-        f'{100 * one.probability:.0f} %<meter value="{one.probability:.4f}" aria-hidden="true"></meter>{truth}'
+        f'<figure{" class=wrong" if is_wrong else ""}><img src="{picture}" alt=""><b>{escape(one.label)}</b> '
+        f'{100 * one.probability:.0f}&nbsp;%<meter value="{one.probability:.4f}" aria-hidden="true"></meter>{truth}'
         f'<div class="path">{escape(one.path.name)}</div></figure>'
     )
 
@@ -72,7 +77,8 @@ def figure(one: "Prediction") -> str:
 def thumbnail(path: Path) -> str:
     """The image in small, as a data URI."""
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        image.draft("RGB", (2 * SIDE, 2 * SIDE))  # photographs are decoded no larger than needed
+        small = to_mode(image, "RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = BytesIO()
     small.save(buffer, format="JPEG", quality=80)

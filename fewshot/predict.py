@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,47 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
-from scipy.stats import binomtest
 from torch import Tensor
 
 from fewshot.classifier import FewShotClassifier
-from fewshot.folders import Readable, Unreadable, class_folders, query_files, read
+from fewshot.folders import Readable, class_folders, query_files, read
 from fewshot.leave_one_out import leave_one_out
 from fewshot.loading import load
 from fewshot.model import Model
-from fewshot.page import page
+from fewshot.outcome import Outcome, Prediction
+from fewshot.page import page, shown_paths, thumbnail
 from pretrain.extractor import Extractor
 from runner.files import whole_file, write_text
 
 log = logging.getLogger(__name__)
-
-
-class Prediction(NamedTuple):
-    """Of one image: its most probable class, how probable that is, and its own class where it is known."""
-
-    path: Path
-    label: str
-    probability: float
-    truth: str | None
-
-
-class Outcome(NamedTuple):
-    """All predictions, the classes' images that they rest on, and the files that were skipped."""
-
-    predictions: list[Prediction]
-    support: dict[str, list[Path]]
-    unreadable: list[Unreadable]
-
-    def accuracy(self) -> str | None:
-        """The accuracy of what is known, with its 95 % interval (Wilson); None where nothing is."""
-        correct = [one.label == one.truth for one in self.predictions if one.truth is not None]
-        if not correct:
-            return None
-        low, high = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
-        return (
-            f"leave-one-out accuracy {100 * np.mean(correct):.1f} % ({sum(correct)} of {len(correct)} images; "
-            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-        )
 
 
 def predict(cfg: DictConfig) -> None:
@@ -82,9 +53,11 @@ def predict(cfg: DictConfig) -> None:
                 model, num_samples=settings.num_samples, random_state=cfg.seed, device=settings.device
             ).fit(features, labels)
             outcome = predicted(classifier, queries, extractor, examples, classes, cfg, progress)
+        paths = shown_paths(outcome, settings.num_thumbnails)
+        pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
     write_csv(folder / "predictions.csv", outcome.predictions)
-    write_text(folder / "predictions.html", page(outcome, model.source, settings.num_thumbnails))
+    write_text(folder / "predictions.html", page(outcome, model.source, settings.num_thumbnails, pictures))
     show(outcome, settings.num_shown, console)
     log.info("%s holds predictions.csv and predictions.html", folder)
 

@@ -32,7 +32,7 @@ def decode(content: bytes, name: str | Path, size: int, mode: str) -> NDArray[np
 
 def standard(image: Image.Image, size: int, mode: str) -> NDArray[np.uint8]:
     """uint8 [size, size, C] of an opened image, as ``decode`` makes it."""
-    flat = _to_mode(image, mode)
+    flat = to_mode(image, mode)
     return resize(np.asarray(flat).reshape(flat.height, flat.width, -1), size)
 
 
@@ -44,7 +44,8 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, -1)
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The opened image as RGB or L (grey)."""
     if image.mode in ("F", "I"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}), whose range is not known")
     if image.mode.startswith("I;16"):  # Pillow would cut all above 255
