@@ -1,6 +1,6 @@
 """The classifier of one's own classes, with scikit-learn's conventions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +38,7 @@ EXPECTED_FAILED_CHECKS = dict.fromkeys(
 )  # fmt: skip
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """A classifier of any classes from a few examples of each, by a trained learner that adapts to them.
 
     ``FewShotClassifier.load(path)`` gives one with its model. ``X`` is a list of images (paths, Pillow's images,
@@ -94,9 +94,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"y has one class only ({classes[0]!r}); give examples of at least two classes")
+            raise ValueError(f"y has one class only ({classes[0]}); give examples of at least two classes")
         if self.num_samples < 0 or self.batch_size < 1:
-            raise ValueError(f"num_samples={self.num_samples} must be at least 0, batch_size={self.batch_size} at least 1")
+            raise ValueError(
+                f"num_samples={self.num_samples} must be at least 0, batch_size={self.batch_size} at least 1"
+            )
         model = self._model(None if are_images(X) else X.shape[1])
         features = torch.cat(list(self._features(X, model)))
         generator = torch.Generator(self.device).manual_seed(check_random_state(self.random_state).randint(2**31))
@@ -120,7 +122,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable label of each image or row of ``X``."""
         most_probable: NDArray[Any] = self.predict_proba(X).argmax(1)
-        return self.classes_[most_probable]  # type: ignore[no-any-return]  # scikit-learn has no types
+        return self.classes_[most_probable]
 
     def _model(self, num_features: int | None) -> Model:
         """The model on its device, for features of width ``num_features``, or, where that is None, for images."""

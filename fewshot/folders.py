@@ -12,7 +12,7 @@ from pretrain.extractor import Extractor
 
 
 class Unreadable(NamedTuple):
-    """A file that is skipped, and why."""
+    """A file that is skipped, and why, with its name."""
 
     path: Path
     reason: str
@@ -43,6 +43,12 @@ def class_folders(root: Path, key: str) -> dict[str, list[Path]]:
     if empty := [name for name, files in members.items() if not files]:
         raise ValueError(f"class folder {root / empty[0]} is empty; put images into it, or remove it")
     return members
+
+
+def loose_files(root: Path) -> list[Unreadable]:
+    """What lies beside the class folders of ``root``, and so has no class."""
+    files = sorted(child for child in root.iterdir() if child.is_file() and not child.name.startswith("."))
+    return [Unreadable(path, f"{path} is not in a class folder") for path in files]
 
 
 def query_files(root: Path, key: str) -> list[Path]:

@@ -32,7 +32,7 @@ def pixels(image: Any, name: str, size: int, mode: str) -> Tensor:
     Arrays are [H, W] or [H, W, C]; tensors too, or [C, H, W]. Numbers are uint8, or fractions of white, 0 to 1.
     """
     if isinstance(image, str | os.PathLike):
-        array = decode(Path(image).read_bytes(), image, size, mode)
+        array = decode(Path(image).read_bytes(), str(image), size, mode)
     elif isinstance(image, Image.Image):
         array = standard(image, size, mode)
     else:
@@ -48,10 +48,12 @@ def as_uint8(image: NDArray[Any] | Tensor, name: str) -> NDArray[np.uint8]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
-        raise ValueError(f"{name} has the shape {list(image.shape)}; pixels are [H, W] or [H, W, C] with C of 1, 3 or 4")
+        raise ValueError(
+            f"{name} has the shape {list(image.shape)}; pixels are [H, W] or [H, W, C] with C of 1, 3 or 4"
+        )
     if array.dtype == np.uint8:
         return array
-    if not np.issubdtype(array.dtype, np.floating) or not (0 <= array.min() and array.max() <= 1):
+    if not np.issubdtype(array.dtype, np.floating) or array.min() < 0 or array.max() > 1:
         raise ValueError(
             f"{name} holds {array.dtype} numbers from {array.min()} to {array.max()}; pixels are uint8, 0 to 255, or "
             f"fractions, 0 to 1"

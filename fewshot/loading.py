@@ -35,4 +35,5 @@ def from_checkpoint(path: Path, extractor: Path | None) -> Model:
         "num_shot": config["num_shot"],
         "features_origin": origin,
     }
-    return Model(*trained, extractor and read_extractor(extractor, origin), known, str(path))
+    of_images = None if extractor is None else read_extractor(extractor, origin)
+    return Model(*trained, of_images, known, str(path))

@@ -51,13 +51,14 @@ class Model(NamedTuple):
         origin = self.config["features_origin"]
         if not origin["checkpoint"]:
             raise ValueError(
-                f"{self.source} was trained on {origin['extractor'] or 'pixels'}, layer {origin['layer']}: features that "
-                f"no extractor of stage 1 makes of images; give features, or train on those of stage 1"
+                f"{self.source} was trained on features that no extractor of stage 1 makes of images (layer "
+                f"{origin['layer']} of {origin['extractor'] or 'none'}); give features, or train on those of stage 1"
             )
         raise ValueError(
-            f"{self.source} holds a learner of features without its extractor, which images need: {origin['extractor']} "
-            f"trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give extractor=PATH, the run folder "
-            f"of stage 1 or its best.ckpt, or take a package instead (python train.py stage=package)"
+            f"{self.source} holds a learner of features without its extractor, which images need: "
+            f"{origin['extractor']} trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give "
+            f"extractor=PATH, the run folder of stage 1 or its best.ckpt, or take a package instead (python train.py "
+            f"stage=package)"
         )
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class Model(NamedTuple):
             )
         sizes = len(present), len(targets), support.num_shot
         return torch.stack(
-            [learner.adapt_to(support, learner.draw_samples(*sizes, generator)) for _ in range(num_samples)]
+            [learner.adapt_to(support, learner.draw_samples(sizes, generator)) for _ in range(num_samples)]
         )
 
 

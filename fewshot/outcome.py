@@ -30,7 +30,8 @@ class Outcome(NamedTuple):
         if not correct:
             return None
         low, high = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
+        share, total = 100 * sum(correct) / len(correct), len(correct)
         return (
-            f"leave-one-out accuracy {100 * sum(correct) / len(correct):.1f} % ({sum(correct)} of {len(correct)} images; "
-            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+            f"leave-one-out accuracy {share:.1f} % ({sum(correct)} of {total} images; 95 % interval {100 * low:.1f} to "
+            f"{100 * high:.1f} %)"
         )

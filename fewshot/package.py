@@ -63,7 +63,7 @@ def read_package(folder: Path) -> Model:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"its format is {config['format']!r}, expected {FORMAT!r}")
-        trained = rebuild(config["learner"], config["normalize"], load_file(folder / LEARNER), folder)
+        trained = rebuild(config["learner"], config["normalize"], load_file(folder / LEARNER), "it")
         extractor = Extractor(**config["extractor"])
         extractor.load_state_dict(load_file(folder / EXTRACTOR))
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:

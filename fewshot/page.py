@@ -16,12 +16,14 @@ EXAMPLES = 8  # shown of each class
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --wrong: #c62828; --quiet: #666; }
 @media (prefers-color-scheme: dark) { :root { --wrong: #ff8a80; --quiet: #aaa; } }
-body { font: 16px/1.4 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+body { font: 16px/1.4 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 1rem; }
+body { overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .75rem; }
 figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .875rem; }
 figure img { display: block; width: 96px; height: 96px; object-fit: contain; margin: 0 auto .25rem; }
 .row { display: flex; flex-wrap: wrap; gap: .25rem; } .row img { width: 48px; height: 48px; object-fit: contain; }
-.path { color: var(--quiet); font-size: .75rem; } .wrong { border-color: var(--wrong); } .wrong b { color: var(--wrong); }
+.path { color: var(--quiet); font-size: .75rem; }
+.wrong { border-color: var(--wrong); } .wrong b { color: var(--wrong); }
 meter { width: 100%; }
 """
 
@@ -45,7 +47,8 @@ def page(outcome: Outcome, source: str, num_shown: int, thumbnails: dict[Path, s
 <title>Predictions</title>
 <style>{STYLE}</style>
 <h1>{len(predictions):,} predictions</h1>
-<p>{"" if accuracy is None else f"<b>{escape(accuracy)}</b>. Each image was classified by all others. "}Model: {escape(source)}.</p>
+{"" if accuracy is None else f"<p><b>{escape(accuracy)}</b>. Each image was classified by all others.</p>"}
+<p>Model: {escape(source)}</p>
 <h2>Predictions</h2>
 {rest if len(shown) < len(predictions) else ""}
 <div class="grid">{"".join(figure(one, thumbnails[one.path]) for one in shown)}</div>

@@ -4,6 +4,7 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fewshot.classifier import FewShotClassifier
-from fewshot.folders import Readable, class_folders, query_files, read
+from fewshot.folders import Readable, class_folders, loose_files, query_files, read
 from fewshot.leave_one_out import leave_one_out
 from fewshot.loading import load
 from fewshot.model import Model
@@ -42,7 +43,8 @@ def predict(cfg: DictConfig) -> None:
     extractor = model.needed_extractor().to(settings.device)
     columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        examples = read_in_parts(sum(members.values(), []), extractor, settings.batch_size, progress)
+        examples = read_in_parts([*chain.from_iterable(members.values())], extractor, settings.batch_size, progress)
+        examples.unreadable.extend(loose_files(support))
         classes = readable_classes(members, examples, support, 2 if is_same else 1)
         labels = np.repeat(list(classes), [len(paths) for paths in classes.values()])
         features = extract(examples.pixels, extractor, settings.batch_size, progress)
@@ -121,7 +123,11 @@ def tested(
     generator = torch.Generator(device).manual_seed(cfg.seed)
     bar, parts = progress.add_task("leave one out", total=len(labels)), []
     for part in leave_one_out(
-        model, torch.from_numpy(features).to(device), torch.from_numpy(numbers).to(device), cfg.stage.num_samples, generator
+        model,
+        torch.from_numpy(features).to(device),
+        torch.from_numpy(numbers).to(device),
+        cfg.stage.num_samples,
+        generator,
     ):
         parts.append(part.cpu().numpy())
         progress.advance(bar, len(part))
@@ -190,7 +196,7 @@ def show(outcome: Outcome, num_shown: int, console: Console) -> None:
         console.print(f"... and {len(predictions) - num_shown:,} more in predictions.csv")
     console.print(f"{len(predictions):,} images: " + ", ".join(f"{escape(k)} {n:,}" for k, n in counts.most_common(10)))
     if outcome.unreadable:
-        console.print(f"[yellow]{len(outcome.unreadable):,} files could not be read and were skipped:")
+        console.print(f"[yellow]{len(outcome.unreadable):,} files were skipped:")
         for skipped in outcome.unreadable[:num_shown]:
             console.print(f"  {escape(skipped.reason)}")
         if len(outcome.unreadable) > num_shown:

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fewshot.card import card
 from fewshot.loading import load
 from fewshot.model import Model
 from fewshot.package import write_manifest, write_pieces
-from leo.methods import METHODS
 from leo.support import Support
 from runner.files import whole_folder, write_text
 
@@ -29,7 +29,7 @@ class AdaptAndPredict(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         # In rows, as the program's file holds tensors.
-        self.extractor = copy.deepcopy(model.needed_extractor()).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.extractor = copy.deepcopy(model.needed_extractor()).to(memory_format=torch.contiguous_format)
         self.normalizer, self.learner = model.normalizer, model.learner
         self.num_shot = model.config["num_shot"]
 
@@ -63,7 +63,7 @@ def package(cfg: DictConfig) -> None:
     with whole_folder(folder) as partial:
         write_pieces(model, partial, more)
         torch.export.save(program(model, cfg.stage.num_query), partial / PROGRAM)
-        write_text(partial / CARD, card(model, cfg.stage.num_query, result))
+        write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query))
         write_manifest(partial)
     log.info("%s holds the package: FewShotClassifier.load(%r)", folder, str(folder))
 
@@ -75,75 +75,5 @@ def matching_result(path: Path, model: Model) -> dict[str, Any] | None:
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if result["config"]["model"]["learner"] != model.config["learner"]:
         return None
-    keys = ("experiment", "ablation", "seed", "data", "layer", "num_way", "num_shot", "num_tasks", "accuracy", "interval95")
+    keys = ("experiment", "ablation", "seed", "data", "num_way", "num_shot", "num_tasks", "accuracy", "interval95")
     return {key: result[key] for key in keys} | {"train_splits": result["config"]["train_splits"]}
-
-
-def card(model: Model, num_query: int, result: dict[str, Any] | None) -> str:
-    """The model card, in Markdown."""
-    config, extractor = model.config, model.needed_extractor()
-    origin, method = config["features_origin"], METHODS[config["learner"]["_target_"]]
-    size, views = extractor.image_size, len(extractor.views)
-    crop = extractor.settings["crop"]
-    seen = "the full image" if crop is None else f"{100 * crop['area']:.1f} % of the image as {crop['size']}x{crop['size']}"
-    return f"""# {method} on {origin["data"]}
-
-Adapts to new classes of images from a few examples of each, without training. Made by the `leo` framework.
-
-```python
-from fewshot import FewShotClassifier
-
-classifier = FewShotClassifier.load("THIS FOLDER").fit(image_paths, labels)
-classifier.predict_proba(other_paths)
-```
-
-or `python train.py stage=predict checkpoint="'THIS FOLDER'" support=DIR query=DIR`.
-
-## Accuracy
-
-{accuracy(result)}
-
-It is the accuracy on classes like those of training, in tasks of the shape of training. Images of another kind will be
-classified less well: judge that by leave-one-out on your own (`support` and `query` the same folder).
-
-## Data
-
-- Extractor: {origin["extractor"]}, trained to classify the training classes of *{origin["data"]}*; features of layer {origin["layer"]}.
-- Learner: {method}, meta-trained on tasks of {config["num_way"]} classes with {config["num_shot"]} image(s) each{trained_on(result)}.
-- Preprocessing, the same for every class: {size}x{size} pixels ({"grey" if extractor.mode == "L" else "RGB"}; both sides resized at
-  once), {seen}, {views} view(s), channel mean {numbers(extractor.mean)}, standard deviation {numbers(extractor.std)}.
-
-## Files
-
-| file | content |
-| --- | --- |
-| `config.json` | the settings of learner, extractor and preprocessing; the result above |
-| `learner.safetensors`, `extractor.safetensors` | weights |
-| `manifest.json` | SHA-256 of every file, checked on load |
-| `{PROGRAM}` | `torch.export` program: uint8 images [{config["num_way"]}, {config["num_shot"]}, {size}, {size}, {len(extractor.mean)}] of the classes and \
-[{num_query}, {size}, {size}, {len(extractor.mean)}] to classify, to probabilities [{num_query}, {config["num_way"]}] |
-
-`FewShotClassifier.load` reads JSON and safetensors only and runs nothing from this folder. The hashes tell damage, not who made
-it. `torch.export.load`, which opens the program, may unpickle: use it only where you trust the origin.
-"""
-
-
-def accuracy(result: dict[str, Any] | None) -> str:
-    """The line of the card about the test."""
-    if result is None:
-        return "Not tested: no result stood beside the checkpoint."
-    return (
-        f"{100 * result['accuracy']:.2f} +- {100 * result['interval95']:.2f} % (95 % interval over {result['num_tasks']:,} tasks): "
-        f"{result['num_way']}-way {result['num_shot']}-shot, held-out test classes of {result['data']} "
-        f"(experiment {result['experiment']}, ablation {result['ablation']}, seed {result['seed']})."
-    )
-
-
-def trained_on(result: dict[str, Any] | None) -> str:
-    """The splits of training, where they are known."""
-    return "" if result is None else f" of the splits {' and '.join(result['train_splits'])}"
-
-
-def numbers(values: Tensor) -> str:
-    """Two digits of each."""
-    return ", ".join(f"{value:.2f}" for value in values.tolist())

@@ -1,5 +1,6 @@
 """Latent Embedding Optimization (Rusu et al., ICLR 2019, Algorithm 1) for a linear softmax classifier."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -116,7 +117,7 @@ class LEO(Learner):
     def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
         """The random numbers of one training pass."""
         device = tasks.support.device
-        noise = self.draw_samples(*tasks.support.shape[:3], generator) if self.stochastic else Noise()
+        noise = self.draw_samples(tasks.support.shape[:3], generator) if self.stochastic else Noise()
         if self.dropout:
             num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
             noise = noise._replace(
@@ -125,8 +126,9 @@ class LEO(Learner):
             )
         return noise
 
-    def draw_samples(self, num_tasks: int, num_way: int, num_shot: int, generator: torch.Generator) -> Noise:
-        """The random numbers of sampled adaptations, without dropout."""
+    def draw_samples(self, sizes: Sequence[int], generator: torch.Generator) -> Noise:
+        """The random numbers of sampled adaptations, without dropout; ``sizes`` are B, N and K."""
+        num_tasks, num_way, num_shot = sizes
         weight, num_codes = self.decoder.linear.weight, num_shot if self.latents == "example" else 1
         normal = partial(torch.randn, dtype=weight.dtype, device=weight.device, generator=generator)
         return Noise(
@@ -176,7 +178,7 @@ class LEO(Learner):
         return Adaptation(code, latents, weights.view(*z.shape[:3], -1), finetuned)
 
     def adapt_to(self, support: Support, noise: Noise = NO_NOISE) -> Float[Tensor, "B N D"]:
-        """``adapt`` where classes differ in their number of images; by ``noise``, as ``draw_samples`` gives it, sampled.
+        """``adapt`` where classes differ in their number of images; sampled by the ``noise`` of ``draw_samples``.
 
         Algorithm 1 step by step. Every class has as many codes as a class of training, ``num_shot`` with
         ``latents=example``.

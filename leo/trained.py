@@ -19,7 +19,7 @@ class Trained(NamedTuple):
 
 
 def rebuild(settings: Mapping[str, Any], normalize: str, weights: Mapping[str, Tensor], source: object) -> Trained:
-    """What ``settings``, with the method as ``_target_``, and the ``learner.*`` and ``normalizer.*`` of ``weights`` say.
+    """The learner of ``settings``, with its method as ``_target_``, and of ``weights``: learner.* and normalizer.*.
 
     They may come from elsewhere: only the methods of ``leo.methods`` are called. ``source`` is for messages.
     """

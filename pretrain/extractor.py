@@ -35,13 +35,13 @@ class Extractor(nn.Module):
         multiview: bool,
     ) -> None:
         super().__init__()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "network": dict(network), "layer": layer, "image_size": image_size, "crop": crop, "multiview": multiview,
         }  # fmt: skip
         self.layer, self.image_size = layer, image_size
         self.network = WideResNet(**network, num_classes=1, dropout=0.0)
         self.network.classifier = nn.Identity()  # type: ignore[assignment]  # of stage 1's classes
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.network.to(memory_format=torch.channels_last)
         one = None if crop is None else Crop(area=crop["area"], size=crop["size"])
         self.views = nn.ModuleList([nn.Identity()] if one is None else one.multiview() if multiview else [one])
         self.mean: Tensor
@@ -82,7 +82,7 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         config, weights = checkpoint["config"], checkpoint["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is not a checkpoint of stage 1, or is damaged: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a checkpoint of stage 1, or is damaged: {error}") from error
     network = {key: config["backbone"][key] for key in ("depth", "width", "strides")}
     extractor = Extractor(
         network=network | {"in_channels": weights["network.stem.weight"].shape[1]},
@@ -99,7 +99,9 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
 def crop_settings(crop: Mapping[str, Any]) -> dict[str, Any]:
     """Area and size of the configured ``Crop``."""
     if crop["_target_"] != "pretrain.augment.Crop":
-        raise ValueError(f"the extractor's images were cropped by {crop['_target_']}; only pretrain.augment.Crop is known")
+        raise ValueError(
+            f"images of the extractor were cropped by {crop['_target_']}; only pretrain.augment.Crop is known"
+        )
     return {"area": crop["area"], "size": crop["size"]}
 
 

@@ -1,6 +1,7 @@
 """Configurations composed as train.py composes them, on toy features, one thread."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,17 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def composed(tmp_path):
     """A function from overrides to the configuration; its folders are below ``tmp_path``."""
+    with composing(tmp_path) as make:
+        yield make
+
+
+@contextmanager
+def composing(folder):
+    """A function from overrides to the configuration; its folders are below ``folder``."""
 
     def make(*overrides):
-        folders = [f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs")]
-        cfg = compose("train", [*folders, f"run_dir={tmp_path / 'run'}", *overrides], return_hydra_config=True)
+        folders = [f"dirs.{name}={folder / name}" for name in ("images", "features", "runs")]
+        cfg = compose("train", [*folders, f"run_dir={folder / 'run'}", *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]

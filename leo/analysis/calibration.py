@@ -48,7 +48,7 @@ def sampled_predictions(
     """The same for the probabilities' mean over adaptations whose codes and weights are sampled, as in training."""
     total = tasks.query.new_zeros(())
     for _ in range(num_samples):
-        path = learner.adaptation(tasks.support, learner.draw_samples(*tasks.support.shape[:3], generator))
+        path = learner.adaptation(tasks.support, learner.draw_samples(tasks.support.shape[:3], generator))
         total = total + softmax.logits(path.weights, tasks.query).softmax(-1)
     return confidence_and_success(total / num_samples)
 

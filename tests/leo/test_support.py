@@ -28,9 +28,7 @@ def unequal_support(num_shot):
     images = make_tasks(4).support[0]
     rows = [(label, image) for label, count in enumerate(SHOTS) for image in images[label, :count]]
     order = [3, 0, 6, 1, 5, 2, 4]
-    return labelled(
-        torch.stack([rows[i][1] for i in order]), torch.tensor([rows[i][0] for i in order]), num_shot
-    )
+    return labelled(torch.stack([rows[i][1] for i in order]), torch.tensor([rows[i][0] for i in order]), num_shot)
 
 
 def learners():
@@ -57,7 +55,7 @@ def test_equal_classes_adapt_as_in_training(name, num_shot):
 @pytest.mark.parametrize("latents", ["class", "example"])
 def test_equal_classes_are_sampled_as_in_training(latents):
     leo, (batch, support) = make(latents=latents), equal_support(3)
-    noise = leo.draw_samples(1, 3, 3, torch.Generator().manual_seed(1))
+    noise = leo.draw_samples((1, 3, 3), torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = leo.adaptation(batch, noise).weights
         torch.testing.assert_close(leo.adapt_to(support, noise), expected, rtol=1e-10, atol=1e-10)
@@ -122,7 +120,7 @@ def oracle(leo, support, noise):
 def test_unequal_classes_are_the_oracles(num_shot, latents, sampled):
     leo, support = make(latents=latents), unequal_support(num_shot)
     generator = torch.Generator().manual_seed(2)
-    noise = leo.draw_samples(1, 3, num_shot, generator) if sampled else Noise()
+    noise = leo.draw_samples((1, 3, num_shot), generator) if sampled else Noise()
     with torch.no_grad():
         weights = leo.adapt_to(support, noise)[0]
     torch.testing.assert_close(weights, oracle(leo, support, noise), rtol=1e-10, atol=1e-10)

@@ -140,7 +140,10 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
     learner = checkpoint["config"]["model"]["learner"]
     origin = checkpoint["config"]["features_origin"]
     changed = {
-        "holds a os.system; what can be looked into and used is leo": ("model", {"learner": learner | {"_target_": "os.system"}}),
+        "holds a os.system; what can be looked into and used is leo": (
+            "model",
+            {"learner": learner | {"_target_": "os.system"}},
+        ),
         "does not fit the learner that it names": ("model", {"learner": learner | {"num_latents": 5}}),
         "on other features .layer: 21 -> 9.; choose data=": ("features_origin", origin | {"layer": "21"}),
     }

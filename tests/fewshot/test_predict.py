@@ -1,0 +1,123 @@
+"""The command on folders of images: its files, leave-one-out, what it skips and what it refuses."""
+
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from fewshot import FewShotClassifier
+from fewshot.predict import predict
+from tests.fewshot.conftest import stripes, write_classes
+
+
+@pytest.fixture
+def run(world, composed, tmp_path):
+    """A function from support, query and overrides to the rows of predictions.csv and the page."""
+
+    def command(support, query, *overrides):
+        checkpoint = [] if "checkpoint=" in str(overrides) else [f"checkpoint={world / 'package'}"]
+        predict(composed("stage=predict", f"support='{support}'", f"query='{query}'", *checkpoint, *overrides))
+        with (tmp_path / "run" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return rows, (tmp_path / "run" / "predictions.html").read_text(encoding="utf-8")
+
+    return command
+
+
+def test_predictions_of_a_folder(run, world, tmp_path, capsys):
+    support, query = tmp_path / "support", tmp_path / "query" / "deep"
+    write_classes(support, [40, 41, 42], [3, 1, 5])
+    (support / "class 41").rename(support / "class <41> & [b]")
+    (support / "class 42" / "broken.png").write_bytes(b"")
+    query.mkdir(parents=True)
+    for label in (40, 41, 42):
+        stripes(label, 9).save(query / f"<{label}>.png")
+    (query / "notes.txt").write_text("no image")
+    (query / ".hidden").write_text("nothing")
+    rows, page = run(support, tmp_path / "query", "stage.num_shown=2", "stage.batch_size=2")
+    assert list(rows[0]) == ["path", "class", "probability"]
+    assert [row["path"] for row in rows] == [str(query / f"<{label}>.png") for label in (40, 41, 42)]
+    paths = sorted(path for path in support.glob("*/[0-9].png"))
+    classifier = FewShotClassifier.load(world / "package").fit(paths, [path.parent.name for path in paths])
+    files = [query / f"<{label}>.png" for label in (40, 41, 42)]
+    assert [row["class"] for row in rows] == list(classifier.predict(files))
+    np.testing.assert_allclose(
+        [float(row["probability"]) for row in rows], classifier.predict_proba(files).max(1), atol=1e-4
+    )
+    out = capsys.readouterr().out
+    assert "and 1 more in predictions.csv" in out
+    assert "2 files were skipped" in out
+    assert "broken.pngisempty" in "".join(out.split())  # lines break anywhere
+    assert page.count("data:image/jpeg;base64,") == 3 + 9
+    assert "class &lt;41&gt; &amp; [b]" in page
+    assert "<41>" not in page
+    assert "2 files skipped" in page
+    assert "notes.txt is not an image" in page
+    assert not re.search(r"<script|https?://", page)
+
+
+@pytest.mark.parametrize("overrides", [[], ["stage.num_samples=2"]], ids=["means", "sampled"])
+def test_leave_one_out_is_a_classifier_for_each_image(run, world, tmp_path, monkeypatch, capsys, overrides):
+    monkeypatch.setattr("fewshot.leave_one_out.SCORES_PER_PART", 90)  # three images at a time
+    folder = tmp_path / "labelled"
+    write_classes(folder, [40, 41, 42], [2, 3, 5])
+    rows, page = run(folder, folder, *overrides)
+    paths, labels = [row["path"] for row in rows], [row["true_class"] for row in rows]
+    assert labels == [f"class {label}" for label, count in ((40, 2), (41, 3), (42, 5)) for _ in range(count)]
+    num_right = sum(row["class"] == row["true_class"] for row in rows)
+    assert f"leave-one-out accuracy {10 * num_right:.1f} % ({num_right} of 10 images; 95 % interval" in page
+    assert "leave-one-out accuracy" in capsys.readouterr().out
+    if overrides:
+        return
+    for i, row in enumerate(rows):
+        rest = [j for j in range(10) if j != i]
+        classifier = FewShotClassifier.load(world / "package")
+        classifier.fit([paths[j] for j in rest], [labels[j] for j in rest])
+        assert row["class"] == classifier.predict([paths[i]])[0]
+        assert float(row["probability"]) == pytest.approx(classifier.predict_proba([paths[i]]).max(), abs=1e-4)
+
+
+def test_mistakes_get_one_clear_message_before_work(run, world, tmp_path):
+    good, query = tmp_path / "good", tmp_path / "query"
+    write_classes(good, [40, 41], [2, 2])
+    query.mkdir()
+
+    def refused(message, support, query, *overrides, error=ValueError):
+        with pytest.raises(error, match=message):
+            run(support, query, *overrides)
+        assert not (tmp_path / "run").exists()
+
+    refused("query=.*query is empty; put images into it", good, query)
+    (query / "text.png").write_text("no image")
+    refused("none of the 1 files of query=.* can be read; image .*text.png is not an image", good, query)
+    refused("support=.*none is not a folder", tmp_path / "none", query, error=FileNotFoundError)
+    refused("query=.*none is not a folder", good, tmp_path / "none", error=FileNotFoundError)
+    refused("support=.*query has no class folders; it needs at least two", query, good)
+    write_classes(tmp_path / "one", [40], [2])
+    refused("support=.*one has one class folder only .class 40.; it needs", tmp_path / "one", good)
+    bad = shutil.copytree(good, tmp_path / "bad")
+    (bad / "empty").mkdir()
+    refused("class folder .*empty is empty; put images into it", bad, good)
+    (bad / "empty" / "broken.png").write_bytes(b"\x89PNG")
+    refused("class 'empty' of support=.*bad has no image that can be read; image .*broken.png is", bad, good)
+    shutil.rmtree(bad / "empty")
+    (bad / "class 40" / "1.png").unlink()
+    refused("class 'class 40' of support=.* has 1 image.s. that can be read, and leave-one-out", bad, bad)
+    alone = tmp_path / "alone" / "learner" / "best.ckpt"
+    alone.parent.mkdir(parents=True)
+    shutil.copy(world / "runs" / "learner" / "best.ckpt", alone)
+    refused("without its extractor, which images need", good, good, f"checkpoint={alone}")
+    refused("none.ckpt is missing; meta-training writes it", good, good, f"checkpoint={tmp_path / 'none.ckpt'}",
+            error=FileNotFoundError)  # fmt: skip
+    refused("stage.batch_size=0 must be a whole number of at least 1", good, good, "stage.batch_size=0")
+
+
+def test_a_loose_file_beside_the_class_folders_is_listed(run, tmp_path, capsys):
+    folder = tmp_path / "labelled"
+    write_classes(folder, [40, 41], [2, 2])
+    stripes(40, 5).save(folder / "loose.png")
+    _, page = run(folder, folder)
+    assert "loose.pngisnotinaclassfolder" in "".join(capsys.readouterr().out.split())  # lines break anywhere
+    assert "loose.png is not in a class folder" in page
