@@ -106,7 +106,10 @@ def test_weights_of_another_learner_are_refused(copy):
     save_file(weights, copy / "learner.safetensors")
     (copy / "manifest.json").unlink()
     write_manifest(copy)
-    with pytest.raises(ValueError, match=r"package .*copy cannot be used: it does not fit the learner that it names: (?s:.*)size mismatch"):
+    with pytest.raises(
+        ValueError,
+        match=r"package .*copy cannot be used: it does not fit the learner that it names: (?s:.*)size mismatch",
+    ):
         FewShotClassifier.load(copy)
 
 
