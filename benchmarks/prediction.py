@@ -37,7 +37,7 @@ def main() -> None:
     support, query = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (support, query))
     labels, rows = np.repeat(np.arange(5), 5), []
     leo = make_leo(args.num_features, "cpu").eval().requires_grad_(False)
-    model = Model(leo, Normalizer("l2", args.num_features), None, {"num_shot": 5}, "benchmark")
+    model = Model(leo, Normalizer("l2", args.num_features), None, {"num_way": 5, "num_shot": 5}, "benchmark")
     for threads in args.threads:
         torch.set_num_threads(threads)
         theirs = LogisticRegression(max_iter=1000).fit(support, labels)

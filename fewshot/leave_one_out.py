@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 from fewshot.model import Model
 
-SCORES_PER_PART = 1 << 22  # probabilities held at a time: adaptations x classes x images
+SCORES_PER_PART = 1 << 25  # probabilities held at a time: adaptations x classes x images
 
 
 def leave_one_out(

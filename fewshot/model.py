@@ -80,7 +80,7 @@ class Model(NamedTuple):
 
         ``targets`` and ``present`` as in ``leo.support.Support``.
         """
-        support = Support(self.normalizer(features), targets, present, self.config["num_shot"])
+        support = Support(self.normalizer(features), targets, present, self.config["num_shot"], self.config["num_way"])
         if not num_samples:
             return self.learner.adapt_to(support).unsqueeze(0)
         learner = self.learner
@@ -98,4 +98,4 @@ class Model(NamedTuple):
 def nearest_centroid(num_features: int) -> Model:
     """What needs no training: cosine to the mean of each class's unit-length features."""
     learner, normalizer = NearestCentroid(num_features=num_features), Normalizer("l2", num_features)
-    return Model(learner, normalizer, None, {"num_shot": 1}, "nearest centroid")
+    return Model(learner, normalizer, None, {"num_way": 2, "num_shot": 1}, "nearest centroid")

@@ -35,7 +35,7 @@ class Learner(MetaLearner):
 
     @abstractmethod
     def adapt_to(self, support: Support) -> Float[Tensor, "B N E"]:
-        """``adapt`` where classes differ in their number of images; equal to it where each has ``num_shot``.
+        """``adapt`` where classes differ in their number of images; equal to it in tasks as in training.
 
         Plain and for values alone: no gradient is asked of it.
         """

@@ -11,9 +11,10 @@ from torch.nn.functional import one_hot
 class Support(NamedTuple):
     """Labelled images, and which of them each of B adaptations sees: all, or, to test itself, all but one.
 
-    In the inner losses the images of a class together count as the ``num_shot`` images of training, however many they
-    are: the losses are sums, so a class with more images would otherwise draw the classifier to itself, and all of
-    them together would make the steps longer than those that were learned (docs/predict.md has the measurement).
+    In training, tasks had ``num_way`` classes of ``num_shot`` images, and the inner losses were sums over images. Here
+    the images of a class together count as ``num_shot``, however many they are: else a class with more of them would
+    draw the classifier to itself. And N classes count as the square root of N ``num_way``: else the steps, whose length
+    was learned, would be too long. docs/predict.md has the measurements.
 
     ``targets`` are 1 where an image is of a class, else 0; in every row of ``present`` each class has an image.
     """
@@ -22,6 +23,7 @@ class Support(NamedTuple):
     targets: Float[Tensor, "N n"]
     present: Bool[Tensor, "B n"]
     num_shot: int
+    num_way: int
 
     @property
     def partner_mean(self) -> Float[Tensor, "B n"]:
@@ -37,11 +39,12 @@ class Support(NamedTuple):
 
     def loss_gradient(self, weights: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Gradient of the inner loss with respect to classifiers: the weighted sum over images of (p - y) x."""
-        counts = self.num_shot * self.class_mean.sum(1, keepdim=True)
+        of_class = self.num_shot * (self.num_way / len(self.targets)) ** 0.5
+        counts = of_class * self.class_mean.sum(1, keepdim=True)
         return ((weights @ self.images.T).softmax(1) - self.targets) * counts @ self.images
 
 
-def labelled(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_shot: int) -> Support:
-    """One adaptation, which sees all images; ``labels`` are 0 to N - 1."""
+def labelled(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_shot: int, num_way: int) -> Support:
+    """One adaptation, which sees all images; ``labels`` are 0 to N - 1, the numbers those of training."""
     present = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
-    return Support(images, one_hot(labels).T.to(images), present, num_shot)
+    return Support(images, one_hot(labels).T.to(images), present, num_shot, num_way)

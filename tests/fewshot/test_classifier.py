@@ -23,12 +23,16 @@ from tests.fewshot.conftest import stripes
 from tests.leo.test_leo import DEFAULTS
 
 
-def random_model(num_features=8, num_shot=5, learner=None):
+def random_model(num_features=8, num_way=5, num_shot=5, learner=None):
     """An untrained LEO, or a given learner."""
     torch.manual_seed(0)
     rates = {"num_latent_steps": 5, "num_finetune_steps": 5, "latent_lr": 0.1, "finetune_lr": 0.01}
     learner = learner or LEO(**DEFAULTS | rates | {"num_features": num_features, "num_latents": 16})
-    config = {"num_shot": num_shot, "features_origin": {"layer": "9", "checkpoint": "", "extractor": ""}}
+    config = {
+        "num_way": num_way,
+        "num_shot": num_shot,
+        "features_origin": {"layer": "9", "checkpoint": "", "extractor": ""},
+    }
     normalizer = Normalizer("standardize", num_features)
     return Model(learner.eval().requires_grad_(False), normalizer, None, config, "here")
 
@@ -116,7 +120,7 @@ def test_it_learns_and_scores(world, trained):
 
 def test_sampled_probabilities_are_those_of_the_analysis():
     """Equal shots as in training: the mean over adaptations drawn from the same numbers."""
-    model = random_model(num_features=6, num_shot=2)
+    model = random_model(num_features=6, num_way=3, num_shot=2)
     features = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(1)).permute(1, 0, 2)
     X, y = features[:, :2].reshape(6, 6).numpy(), np.repeat([0, 1, 2], 2)
     classifier = FewShotClassifier(model, num_samples=3, random_state=5).fit(X, y)

@@ -21,14 +21,16 @@ def equal_support(num_shot):
     tasks = make_tasks(num_shot, num_tasks=1)
     labels = torch.arange(3).repeat_interleave(num_shot)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return tasks.support, labelled(tasks.support[0].flatten(0, 1)[order], labels[order], num_shot)
+    return tasks.support, labelled(tasks.support[0].flatten(0, 1)[order], labels[order], num_shot, 3)
 
 
-def unequal_support(num_shot):
+def unequal_support(num_shot, num_way=3):
     images = make_tasks(4).support[0]
     rows = [(label, image) for label, count in enumerate(SHOTS) for image in images[label, :count]]
     order = [3, 0, 6, 1, 5, 2, 4]
-    return labelled(torch.stack([rows[i][1] for i in order]), torch.tensor([rows[i][0] for i in order]), num_shot)
+    return labelled(
+        torch.stack([rows[i][1] for i in order]), torch.tensor([rows[i][0] for i in order]), num_shot, num_way
+    )
 
 
 def learners():
@@ -78,12 +80,16 @@ def oracle_codes(leo, support):
 
 
 def oracle_loss(weights, support):
-    """Cross-entropy of each image, counted so that every class has ``num_shot``; weights [N, M, D]."""
-    shots = support.targets.sum(1)
+    """Cross-entropy of each image, counted so that every class has ``num_shot``; weights [N, M, D].
+
+    Where tasks of training had another number of classes, all together count as the geometric mean of both numbers.
+    """
+    shots, num_way = support.targets.sum(1), len(support.targets)
+    of_class = support.num_shot * math.sqrt(support.num_way * num_way) / num_way
     total = 0
     for image, label in zip(support.images, support.targets.argmax(0).tolist(), strict=True):
         scores = torch.stack([sum(vector @ image for vector in of_class) / len(of_class) for of_class in weights])
-        total = total - (support.num_shot / shots[label]) * F.log_softmax(scores, dim=0)[label]
+        total = total - (of_class / shots[label]) * F.log_softmax(scores, dim=0)[label]
     return total
 
 
@@ -116,9 +122,9 @@ def oracle(leo, support, noise):
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("latents", ["class", "example"])
-@pytest.mark.parametrize("num_shot", [1, 3])
-def test_unequal_classes_are_the_oracles(num_shot, latents, sampled):
-    leo, support = make(latents=latents), unequal_support(num_shot)
+@pytest.mark.parametrize(("num_shot", "num_way"), [(1, 3), (3, 7)])
+def test_unequal_classes_are_the_oracles(num_shot, num_way, latents, sampled):
+    leo, support = make(latents=latents), unequal_support(num_shot, num_way)
     generator = torch.Generator().manual_seed(2)
     noise = leo.draw_samples((1, 3, num_shot), generator) if sampled else Noise()
     with torch.no_grad():
@@ -149,7 +155,7 @@ def test_an_image_left_out_is_as_if_it_were_not_there():
     with torch.no_grad():
         both = leo.adapt_to(support._replace(present=present))
         torch.testing.assert_close(both[0], leo.adapt_to(support)[0])
-        rest = Support(support.images[without], support.targets[:, without], present[:1, without], 2)
+        rest = Support(support.images[without], support.targets[:, without], present[:1, without], 2, 3)
         torch.testing.assert_close(both[1], leo.adapt_to(rest)[0])
 
 
@@ -163,6 +169,6 @@ def test_many_images_meet_their_partners_a_few_at_a_time(monkeypatch):
 
 def test_meta_sgd_knows_its_number_of_classes():
     support = unequal_support(2)
-    two = labelled(support.images, support.targets.argmax(0).clamp(max=1), 2)
+    two = labelled(support.images, support.targets.argmax(0).clamp(max=1), 2, 3)
     with pytest.raises(ValueError, match="the support has 2 classes, .* this one knows tasks of num_way=3 only"):
         learners()["meta_sgd"].adapt_to(two)

@@ -1,11 +1,12 @@
-"""Accuracy where classes differ in their number of images: what each image counts, and what other classifiers reach.
+"""Accuracy where tasks differ from those of training: what each image counts, and what other classifiers reach.
 
-    python -m benchmarks.unequal_shots features/glyphs-wrn_10_2-layer9 runs/glyphs_1shot-none-seed0/best.ckpt ...
+    python -m benchmarks.other_shapes features/glyphs-wrn_10_2-layer9 runs/glyphs_1shot-none-seed0/best.ckpt ...
 
-Tasks of the validation split: each class has a random number of support images and 30 queries. ``counted`` is what the
-classifier does: the images of a class together count as the shots of training; ``summed``: every image counts once, as
-in training. Nearest centroid and logistic regression see the features as the first learner does. The interval (95 %) is
-that of the mean over the tasks; ``gain`` that of the difference to ``summed``, task by task.
+Each class has a random number of support images and 30 queries. ``summed``: every image counts once, as in training;
+``by class``: the images of a class together count as the shots of training; ``counted`` is what the classifier does,
+which also lets N classes count as the square root of N times the ways of training. Nearest centroid and logistic
+regression see the features as the first learner does. The interval (95 %) is that of the mean over the tasks; ``gain``
+that of the difference to ``summed``, task by task.
 """
 
 import argparse
@@ -41,12 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--split", default="val", choices=["train", "val"])
     parser.add_argument("--num-way", type=int, default=5)
     parser.add_argument("--shots", type=int, nargs=2, default=[1, 10], help="fewest and most")
     parser.add_argument("--num-tasks", type=int, default=1000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table, models = load_features(args.features, "val"), {path: load(path, None) for path in args.checkpoints}
+    table, models = load_features(args.features, args.split), {path: load(path, None) for path in args.checkpoints}
     scaled = {path: model.normalizer(table.features) for path, model in models.items()}
     first = next(iter(scaled.values()))
     rng, sizes = np.random.default_rng(0), table.class_sizes.numpy()
@@ -61,8 +63,9 @@ def main() -> None:
         truth = torch.arange(args.num_way).repeat_interleave(len(query) // args.num_way)
         scores: dict[tuple[str, str], Tensor] = {}
         for path, model in models.items():
-            counted = labelled(scaled[path][support], labels, model.config["num_shot"])
-            for name, used in (("counted", counted), ("summed", Summed(*counted))):
+            counted = labelled(scaled[path][support], labels, model.config["num_shot"], model.config["num_way"])
+            by_class = counted._replace(num_way=args.num_way)
+            for name, used in (("summed", Summed(*counted)), ("by class", by_class), ("counted", counted)):
                 classifier = model.learner.adapt_to(used)[0]
                 scores[str(path.parent.name), name] = model.learner.embed(scaled[path][query]) @ classifier.T
         for name, other in (("centroid", FewShotClassifier()), ("logistic", LogisticRegression(max_iter=1000))):
@@ -74,12 +77,12 @@ def main() -> None:
     for (run, name), values in correct.items():
         accuracy = 100 * torch.stack(values)
         row = {"run": run, "weighting": name, "accuracy": f"{accuracy.mean():.2f}", "+-": f"{interval95(accuracy):.2f}"}
-        gain = accuracy - 100 * torch.stack(correct[run, "summed"]) if name == "counted" else None
+        gain = accuracy - 100 * torch.stack(correct[run, "summed"]) if name in ("by class", "counted") else None
         row |= {"gain": "", "of gain": ""} if gain is None else {
             "gain": f"{gain.mean():+.2f}", "of gain": f"{interval95(gain):.2f}",
         }  # fmt: skip
         results.append(row)
-    show(f"{args.num_way}-way, {args.shots[0]} to {args.shots[1]} shots, {args.num_tasks} tasks", results)
+    show(f"{args.split}: {args.num_way}-way, {args.shots[0]} to {args.shots[1]} shots, {args.num_tasks} tasks", results)
 
 
 if __name__ == "__main__":
