@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 
 def predict(cfg: DictConfig) -> None:
     """Classify the images below ``cfg.query`` by those of ``cfg.support``; write predictions.csv and .html."""
+    if cfg.support is None or cfg.query is None:
+        raise ValueError(
+            "stage=predict needs support=DIR, with one folder of images for each class, and query=DIR, with the images "
+            "to classify; the same folder twice tests by leave-one-out"
+        )
     settings, console, support, query = cfg.stage, Console(), Path(cfg.support), Path(cfg.query)
     for key, limit in {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}.items():
         if not isinstance(settings[key], int) or settings[key] < limit:
@@ -39,7 +44,7 @@ def predict(cfg: DictConfig) -> None:
     is_same = support.resolve() == query.resolve()
     members = class_folders(support, "support")
     queries = [] if is_same else query_files(query, "query")
-    model = load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor))
+    model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
     extractor = model.needed_extractor().to(settings.device)
     columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

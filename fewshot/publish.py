@@ -56,7 +56,10 @@ def package(cfg: DictConfig) -> None:
     """Write the package of ``cfg.checkpoint``, or of the run that the configuration names, whole or not at all."""
     if cfg.stage.num_query < 1:
         raise ValueError(f"stage.num_query={cfg.stage.num_query} must be at least 1")
-    model, folder = load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor)), Path(cfg.stage.output)
+    model, folder = (
+        load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor)),
+        Path(cfg.stage.output),
+    )
     model.needed_extractor()
     result = matching_result(Path(model.source).parent / "result.json", model)
     more = {"num_query": cfg.stage.num_query, "result": result, "versions": {n: version(n) for n in ("leo", "torch")}}

@@ -79,7 +79,7 @@ def test_leave_one_out_is_a_classifier_for_each_image(run, world, tmp_path, monk
         assert float(row["probability"]) == pytest.approx(classifier.predict_proba([paths[i]]).max(), abs=1e-4)
 
 
-def test_mistakes_get_one_clear_message_before_work(run, world, tmp_path):
+def test_mistakes_get_one_clear_message_before_work(run, composed, world, tmp_path):
     good, query = tmp_path / "good", tmp_path / "query"
     write_classes(good, [40, 41], [2, 2])
     query.mkdir()
@@ -111,6 +111,10 @@ def test_mistakes_get_one_clear_message_before_work(run, world, tmp_path):
     refused("without its extractor, which images need", good, good, f"checkpoint={alone}")
     refused("none.ckpt is missing; meta-training writes it", good, good, f"checkpoint={tmp_path / 'none.ckpt'}",
             error=FileNotFoundError)  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="runs/glyphs_1shot-none-seed0/best.ckpt is missing; meta-training"):
+        predict(composed("stage=predict", f"support={good}", f"query={good}"))
+    with pytest.raises(ValueError, match="stage=predict needs support=DIR, .* and query=DIR"):
+        predict(composed("stage=predict", f"support={good}"))
     refused("stage.batch_size=0 must be a whole number of at least 1", good, good, "stage.batch_size=0")
 
 
