@@ -1,6 +1,6 @@
 """How fast a classifier is fitted and asked, as ratios to scikit-learn's logistic regression in the same run.
 
-    python -m benchmarks.prediction --threads 1 2 --json timings.json
+    python -m benchmarks.prediction --threads 1 --json timings.json
 
 Features are random, 640-d, of unit length; the learner is LEO with the settings of the paper, untrained, which costs
 the same. ``fit``: 5 classes of 5; ``predict``: 1,000 images, with their probabilities. Contestants take turns.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewshot.card import card
 from fewshot.loading import load
 from fewshot.model import Model
-from fewshot.package import write_manifest, write_pieces
+from fewshot.package import MANIFEST, write_manifest, write_pieces
 from leo.support import Support
 from runner.files import whole_folder, write_text
 
@@ -56,10 +56,10 @@ def package(cfg: DictConfig) -> None:
     """Write the package of ``cfg.checkpoint``, or of the run that the configuration names, whole or not at all."""
     if cfg.stage.num_query < 1:
         raise ValueError(f"stage.num_query={cfg.stage.num_query} must be at least 1")
-    model, folder = (
-        load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor)),
-        Path(cfg.stage.output),
-    )
+    if cfg.checkpoint is not None and Path(cfg.checkpoint, MANIFEST).is_file():
+        raise ValueError(f"checkpoint={cfg.checkpoint} is a package already; copy it")
+    folder = Path(cfg.stage.output)
+    model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
     model.needed_extractor()
     result = matching_result(Path(model.source).parent / "result.json", model)
     more = {"num_query": cfg.stage.num_query, "result": result, "versions": {n: version(n) for n in ("leo", "torch")}}

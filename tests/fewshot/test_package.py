@@ -134,6 +134,8 @@ def test_a_package_is_written_whole_or_not_at_all(world, composed, tmp_path, mon
     cfg = composed(*LEARNER, "stage=package", f"checkpoint={alone}")
     with pytest.raises(ValueError, match="without its extractor, which images need: .*; give extractor=PATH"):
         package(cfg)
+    with pytest.raises(ValueError, match="package is a package already; copy it"):
+        package(composed(*LEARNER, "stage=package", f"checkpoint={world / 'package'}"))
     with pytest.raises(FileNotFoundError, match="learner/best.ckpt is missing; meta-training writes it"):
         package(composed(*LEARNER, "stage=package", f"checkpoint={tmp_path / 'learner' / 'best.ckpt'}"))
     assert not (tmp_path / "run").exists()
