@@ -128,9 +128,14 @@ def published() -> list[dict[str, Any]]:
     return content
 
 
+def heads() -> dict[str, dict[str, str]]:
+    """The columns of each table by its title: what is printed above them, by their names."""
+    return {table["title"]: table["columns"] for table in published()}
+
+
 def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
-    heads = {table["title"]: table["columns"] for table in published()}
+    columns = heads()
     for title in dict.fromkeys(cell.table for cell in shown):
         found = [cell for cell in shown if cell.table == title]
         lines = []
@@ -138,14 +143,14 @@ def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], li
             name = model if source in ("", "none") else f"{model}\n(hparams: {source})"
             of_line = [cell for cell in found if (cell.model, cell.source) == (model, source)]
             lines.append([name, *("\n".join(cell.lines(num_seeds)) for cell in of_line)])
-        yield title, ["Model", *heads[title].values()], lines
+        yield title, ["Model", *columns[title].values()], lines
 
 
 def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
     """The tables for the terminal."""
-    for title, heads, lines in grid(shown, num_seeds):
+    for title, columns, lines in grid(shown, num_seeds):
         table = Table(title=title, caption=LEGEND.format(num_seeds=num_seeds), show_lines=True)
-        for head in heads:
+        for head in columns:
             table.add_column(head)
         for line in lines:
             table.add_row(*line)
@@ -155,8 +160,8 @@ def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
 def markdown(shown: list[Cell], num_seeds: int) -> str:
     """The tables as Markdown."""
     parts = []
-    for title, heads, lines in grid(shown, num_seeds):
-        rows = [heads, ["---"] * len(heads), *([text.replace("\n", "<br>") for text in line] for line in lines)]
+    for title, columns, lines in grid(shown, num_seeds):
+        rows = [columns, ["---"] * len(columns), *([text.replace("\n", "<br>") for text in line] for line in lines)]
         parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
     return "\n".join([*parts, LEGEND.format(num_seeds=num_seeds)]).replace("+-", "±").replace("*", r"\*") + "\n"
 
@@ -166,9 +171,9 @@ def as_csv(shown: list[Cell], num_seeds: int) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     kinds = ("ours", "paper", "released", "compared")
-    heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
+    number_heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
     first = ["table", "model", "hparams", "column", "num_seeds", "is_complete"]
-    writer.writerow([*first, *heads, "difference", "is_apart"])
+    writer.writerow([*first, *number_heads, "difference", "is_apart"])
     for cell in shown:
         numbers = [part for kind in kinds for part in (getattr(cell, kind) or Number(math.nan, None))]
         rounded = ["" if part is None or math.isnan(part) else round(part, 4) for part in numbers]

@@ -29,6 +29,5 @@ def report(cfg: DictConfig) -> None:
         console.print(shown)
     write_text(Path(cfg.run_dir, "tables.md"), paper_tables.markdown(cells, needed))
     write_text(Path(cfg.run_dir, "tables.csv"), paper_tables.as_csv(cells, needed))
-    heads = {table["title"]: table["columns"] for table in paper_tables.published()}
-    pictures = table_pictures.draw(cells, heads, Path(cfg.run_dir))
+    pictures = table_pictures.draw(cells, Path(cfg.run_dir))
     log.info("wrote tables.md, tables.csv and %s in %s", ", ".join(path.name for path in pictures), cfg.run_dir)
