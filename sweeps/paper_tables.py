@@ -32,17 +32,31 @@ class Number(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One number of a table: ours over ``num_seeds`` seeds with hyperparameters of ``source``, beside others'."""
+    """One number of a table: that of ``row``, with hyperparameters of ``source``, beside others'.
+
+    ``experiment`` and ``ablation`` are what is to be run for it; empty for a method that is not here.
+    """
 
     table: str
     model: str
     source: str
     column: str
-    ours: Number | None
-    num_seeds: int
+    experiment: str
+    ablation: str
+    row: Row | None
     paper: Number | None
     released: Number | None
     compared: Number | None
+
+    @property
+    def ours(self) -> Number | None:
+        """Over the seeds of the row."""
+        return None if self.row is None else number(self.row)
+
+    @property
+    def num_seeds(self) -> int:
+        """Of the row."""
+        return 0 if self.row is None else len(self.row.results)
 
     @property
     def difference(self) -> float | None:
@@ -93,13 +107,12 @@ def line_cells(rows: list[Row], table: dict[str, Any], line: dict[str, Any]) -> 
     for source in sorted({row.source for row in own}) or (["none"] if "experiment" in line else [""]):
         for column, experiment in experiments.items():
             row = single([row for row in own if row.experiment == experiment and row.source == source])
-            ours = None if row is None else number(row)
             compared = paper.get(column)
             if compared is None and "compare" in table and line["model"] != table["compare"]:
                 base = [r for r in rows if (r.experiment, r.ablation, r.source) == (column, "none", source)]
                 compared = number(base[0]) if base else None
             yield Cell(
-                table["title"], line["model"], source, column, ours, len(row.results) if row else 0,
+                table["title"], line["model"], source, column, experiment, ablation, row,
                 paper.get(column), released.get(column), compared,
             )  # fmt: skip
 
