@@ -146,17 +146,22 @@ def heads() -> dict[str, dict[str, str]]:
     return {table["title"]: table["columns"] for table in published()}
 
 
-def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
+def lines(shown: list[Cell]) -> Iterator[tuple[str, list[str], list[tuple[str, list[Cell]]]]]:
+    """Each table's title and heads, and its lines: a name and the cells."""
     columns = heads()
     for title in dict.fromkeys(cell.table for cell in shown):
         found = [cell for cell in shown if cell.table == title]
-        lines = []
+        of_table = []
         for model, source in dict.fromkeys((cell.model, cell.source) for cell in found):
             name = model if source in ("", "none") else f"{model}\n(hparams: {source})"
-            of_line = [cell for cell in found if (cell.model, cell.source) == (model, source)]
-            lines.append([name, *("\n".join(cell.lines(num_seeds)) for cell in of_line)])
-        yield title, ["Model", *columns[title].values()], lines
+            of_table.append((name, [cell for cell in found if (cell.model, cell.source) == (model, source)]))
+        yield title, ["Model", *columns[title].values()], of_table
+
+
+def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
+    for title, columns, of_table in lines(shown):
+        yield title, columns, [[name, *("\n".join(cell.lines(num_seeds)) for cell in line)] for name, line in of_table]
 
 
 def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
