@@ -103,19 +103,17 @@ def dot(kind: str, trial: FrozenTrial, value: float) -> Line:
 
 
 def command(study: Study) -> str | None:
-    """What starts the search again; None for a study that does not say what it searches."""
+    """What starts the search again; None where the study's name, chosen by hand, does not say what was changed."""
     config: dict[str, Any] | None = study.user_attrs.get("config")
-    if config is None:
+    if config is None or not study.study_name.startswith("search-"):
         return None
     names, settings = config["names"], config["search"]
     is_of_features = settings["objective"] != "leo.run.meta_train"
-    is_default = study.study_name.startswith("search-")
-    changed = study.study_name.partition(f"-seed{settings['seed']}")[2].strip("-") if is_default else ""
+    changed = study.study_name.partition(f"-seed{settings['seed']}")[2].strip("-")
     return commands.train(
         names["experiment"],
         names["ablation"],
         *(["stage=search_pretrain", f"data={config['data']['name']}"] if is_of_features else ["stage=search"]),
-        *([] if is_default else [f"search.name={study.study_name}"]),
         *commands.overrides(changed),
         *([f"search.enqueue=[{','.join(settings['enqueue'])}]"] if settings["enqueue"] else []),
         f"search.n_trials={len(study.trials)}",
