@@ -142,7 +142,7 @@ def others(runs: Path, select: str, rows: list[Row]) -> Iterator[Other]:
             score = f"{percent(result['val_accuracy'])} % of held-out images of the training classes"
             yield Other(folder, "stage 1", score, commands.line(*words))
         elif "accuracy" in result:
-            words = (f"experiment={result['experiment']}", "stage=test", f"checkpoint={result['checkpoint']}")
+            words = (f"experiment={result['experiment']}", "stage=test", f"checkpoint='{result['checkpoint']}'")
             score = f"{percent(result['accuracy'])} % ± {percent(result['interval95'])} (95 % over tasks)"
             yield Other(folder, "test of a checkpoint", score, commands.line(*words))
         else:

@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import optuna
 import pytest
 from matplotlib.figure import Figure
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -20,6 +25,7 @@ from sweeps.collect import collect
 from sweeps.curves import charts, without_seed
 from sweeps.report import report
 from sweeps.search import search
+from sweeps.searches import searches
 from tests.sweeps.test_collect import write
 from tests.sweeps.test_search import ONE_VALUE
 
@@ -80,9 +86,11 @@ def runs(composed, toy_overrides, tmp_path):
     stage_1 = {"stage": "pretrain", "data": "glyphs", "backbone": "wrn_10_2", "val_accuracy": 0.4321}
     errors = {"num_shot": 5, "mean": 1.25, "mean_interval95": 0.125}
     lines = {"experiment": "lines", "ablation": "none", "hparams": "manual/lines", "seed": 3, "by_num_shot": [errors]}
+    tested = {"experiment": "mini_1shot", "accuracy": 0.5432, "interval95": 0.01, "checkpoint": "runs/a=b/best.ckpt"}
     figures = {"checkpoints": {}, "figures": {"codes": {}, "decoder": {}}}
     for path, content in {
         "pretrain-glyphs/result.json": stage_1,
+        "test-mini_1shot-none-seed0/result.json": tested,
         "lines-none-seed3/result.json": lines,
         "analyze-glyphs_1shot-none-seed0/analysis.json": figures,
         "sines_and_lines-none-seed0/figure3.json": {},
@@ -127,16 +135,15 @@ def test_the_page_in_a_browser(browser, runs, composed):
     asked = [each["params"]["request"]["url"] for each in requests if each["method"] == "Network.requestWillBeSent"]
     assert page.as_uri() in asked
     assert all(url.startswith(("file:", "data:")) for url in asked)
+    check_texts(browser, runs)
     assert browser.get_log("browser") == []
 
 
-def test_what_stands_in_the_page(browser, runs, composed):
-    report(composed("stage=report", f"run_dir={runs / 'report'}"))
-    look(browser, runs / "report/index.html", 1280, "light")
+def check_texts(browser, runs):
+    """What stands in the page that the browser shows, everything unfolded."""
     result = json.loads((runs / "glyphs_1shot-none-seed1/result.json").read_text())
 
     def text(selector):
-        browser.execute_script("document.querySelectorAll('details').forEach(details => details.open = true)")
         return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
     rows = text("#runs-table tbody tr")
@@ -146,20 +153,16 @@ def test_what_stands_in_the_page(browser, runs, composed):
     (row,) = [row for row in rows if "ablation none" in row and "toy" in row]
     assert f"1: {100 * result['accuracy']:.2f} ± {100 * result['interval95']:.2f}" in row
     assert any(HOSTILE in row and "'x=[1,2]' 'y=<i>'" in row for row in rows)
-    (cell,) = [cell for cell in text("#tables ~ .scroll td") if cell.startswith("61.20 ± 0.16") and "released" in cell][
-        :1
-    ]
-    assert cell.splitlines()[:5] == [
-        "61.20 ± 0.16",
-        "seeds 0 1 2 3 4",
-        "paper 61.76 ± 0.08",
-        "released 61.89 ± 0.16",
-        "difference -0.56!",
-    ]
+    table_1, table_2 = [cell.splitlines()[:5] for cell in text(".paper td") if cell.startswith("61.20 ± 0.16")]
+    published = ["paper 61.76 ± 0.08", "released 61.89 ± 0.16"]
+    assert table_1 == table_2 == ["61.20 ± 0.16", "seeds 0 1 2 3 4", *published, "difference -0.56!"]
     everything = text("body")[0]
     assert "43.21 % of held-out images" in everything
+    assert "54.32 % ± 1.00 (95 % over tasks)" in everything
+    (command,) = [line for line in everything.splitlines() if "stage=test" in line]
+    assert shlex.split(command)[2:] == ["experiment=mini_1shot", "stage=test", "checkpoint='runs/a=b/best.ckpt'"]
     assert "mean squared error (95 % over tasks) by shots 5: 1.25 ± 0.12" in everything
-    assert "1 runs without a result" in everything
+    assert "Without a result, because not finished or ended by an error: 1" in everything
     groups = dict(zip(text(".group > summary"), browser.find_elements(By.CLASS_NAME, "group"), strict=True))
     terms = [caption.text for caption in groups["glyphs_1shot-none"].find_elements(By.TAG_NAME, "figcaption")]
     assert terms == [
@@ -167,13 +170,10 @@ def test_what_stands_in_the_page(browser, runs, composed):
         "latent lr, mean learned rate", "finetune lr, mean learned rate",
     ]  # fmt: skip
     accuracy, *_ = groups["glyphs_1shot-none"].find_elements(By.TAG_NAME, "svg")
-    assert (
-        len(accuracy.find_elements(By.CSS_SELECTOR, ".train"))
-        == len(accuracy.find_elements(By.CSS_SELECTOR, ".val"))
-        == 2
-    )
+    assert [len(accuracy.find_elements(By.CLASS_NAME, split)) for split in ("train", "val")] == [2, 2]
     assert "glyphs_1shot-random_prior without a result" in groups
-    assert "python train.py experiment=glyphs_1shot stage=search max_steps=30 search.n_trials=2 search.seed=0" in everything
+    searched = "python train.py experiment=glyphs_1shot stage=search max_steps=30 search.n_trials=2 search.seed=0"
+    assert searched in everything
     assert "2 trials complete, 0 pruned, 0 failed." in everything
     assert f"python {result['machine']['python']}; system {result['machine']['system']}" in everything
     assert "leo 0.1.0; torch " in everything
@@ -189,6 +189,36 @@ def test_an_empty_report_says_what_makes_its_parts(composed, tmp_path):
         " stage=search experiment=glyphs_1shot search.n_trials=40", "",
     ]  # fmt: skip
     assert not re.search("<table|<figure|<details", page)
+
+
+def test_a_search_in_a_journal(tmp_path):
+    """Trials 0 and 2 complete, 1 pruned after two validations, 3 failed: the best so far is the first."""
+    (tmp_path / "a=b").mkdir()
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "a=b/study.journal")))
+    study = optuna.create_study(storage=storage, study_name="mine", direction="maximize")
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+    for state, value, steps in (("COMPLETE", 0.8, {}), ("PRUNED", None, {10: 0.5, 20: 0.6}), ("COMPLETE", 0.7, {})):
+        trial = optuna.trial.create_trial(
+            state=TrialState[state], value=value, intermediate_values=steps, params={"lr": 0.1},
+            distributions={"lr": distribution}, user_attrs={"folder": "/elsewhere/trial-000"},
+        )  # fmt: skip
+        study.add_trial(trial)
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    (found,) = searches(tmp_path)
+    assert (found.name, found.folder, found.command) == ("mine", tmp_path / "a=b", None)
+    assert [len(part) for part in found.state[:4]] == [2, 1, 1, 0]
+    assert found.best_file == tmp_path / "a=b", "the trial left nothing"
+    (tmp_path / "a=b/trial-000").mkdir()
+    (tmp_path / "a=b/trial-000/trained.json").touch()
+    assert found.best_file == tmp_path / "a=b/trial-000/trained.json"
+    by_trial, by_step = found.charts
+    assert [line.label for line in by_trial.lines] == [
+        "the best so far", "trial 1, pruned: 60.00 %", "trial 0, complete: 80.00 %", "trial 2, complete: 70.00 %",
+    ]  # fmt: skip
+    best, _, first, last = (line.points for line in by_trial.lines)
+    assert {y for _, y in best} == {first[0][1]}
+    assert (best[0][0], best[-1][0]) == (first[0][0], last[0][0]) == (LEFT, RIGHT)
+    assert [len(line.points) for line in by_step.lines] == [2, 0, 0]
 
 
 def test_points_become_pixels():
