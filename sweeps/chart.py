@@ -63,10 +63,10 @@ def scale(values: list[float], start: float, end: float, num_ticks: int, *, is_w
 def short(value: float) -> str:
     """``value`` in at most seven characters, where it is round."""
     text = f"{value:.6g}"
-    if len(text) <= 6:
+    if len(text) <= 6 and "e" not in text:
         return text
     digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits}e{int(exponent)}"
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def chart(title: str, lines: list[Line]) -> Chart | None:

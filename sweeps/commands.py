@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from sweeps.collect import Row
+from sweeps.paper_tables import Cell
 
 
 def train(experiment: str, ablation: str, *more: str, seeds: list[int] | None = None) -> str:
@@ -17,6 +18,15 @@ def train(experiment: str, ablation: str, *more: str, seeds: list[int] | None = 
 def of_row(row: Row) -> str:
     """The command of all seeds of ``row``."""
     return of_run(row.results[0], row.variant, [result["seed"] for result in row.results])
+
+
+def of_cell(cell: Cell, num_seeds: int) -> str:
+    """The command that gives the cell its number, where it has none yet of ``num_seeds`` seeds."""
+    if cell.row is not None:
+        return of_row(cell.row)
+    # What else there is, experiments choose by themselves.
+    source = {"search": ["stage=paper"], "released": [f"hparams=released/{cell.experiment}"]}.get(cell.source, [])
+    return train(cell.experiment, cell.ablation, *source, seeds=list(range(num_seeds)))
 
 
 def of_run(result: dict[str, Any], variant: str, seeds: list[int]) -> str:

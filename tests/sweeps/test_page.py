@@ -23,6 +23,7 @@ from sweeps import commands
 from sweeps.chart import BOTTOM, LEFT, MAX_POINTS, RIGHT, TOP, Line, chart, short, thinned
 from sweeps.collect import collect
 from sweeps.curves import charts, without_seed
+from sweeps.paper_tables import Cell
 from sweeps.report import report
 from sweeps.search import search
 from sweeps.searches import searches
@@ -231,7 +232,8 @@ def test_points_become_pixels():
     assert (ticks[0][0], ticks[-1][0]) == (BOTTOM, TOP)
     assert float(ticks[0][1]) <= 1 < 5 <= float(ticks[-1][1])
     assert chart("t", [Line("train", "a", [(0, float("inf"))])]) is None
-    assert [short(value) for value in (0.105, 3000.0, 0.00015, 1250000.0)] == ["0.105", "3000", "1.5e-4", "1.2e6"]
+    texts = {0.105: "0.105", 3000.0: "3000", 0.0: "0", 0.00015: "1.5e-4", 5e-05: "5e-5", 1250000.0: "1.2e6"}
+    assert {value: short(value) for value in texts} == texts
 
 
 def test_a_long_line_keeps_its_spikes():
@@ -280,5 +282,11 @@ def test_commands_make_the_same_folders_again(tmp_path, composed):
         "python train.py experiment=mini_1shot ablation=generator_only hparams=paper/mini_1shot "
         "num_way=9 'train_splits=[train,val]' seed=3"
     )
+    cell = Cell("Table 2", "LEO (ours)", "search", "mini_1shot", "mini_1shot", "random_prior", None, None, None, None)
+    rest = "experiment=mini_1shot ablation=random_prior {}seed=0,1,2"
+    assert commands.of_cell(cell, 3) == f"python train.py -m {rest.format('stage=paper ')}"
+    released = f"python train.py -m {rest.format('hparams=released/mini_1shot ')}"
+    assert commands.of_cell(cell._replace(source="released"), 3) == released
+    assert commands.of_cell(cell._replace(source="none"), 3) == f"python train.py -m {rest.format('')}"
     words = [word.strip("'") for word in command.split()[2:]]
     assert composed(*words).stage.folder == name
