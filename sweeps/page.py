@@ -156,12 +156,13 @@ def others(runs: Path, select: str, rows: list[Row]) -> Iterator[Other]:
 
 def analyses(runs: Path) -> Iterator[tuple[Path, list[Picture]]]:
     """The folders of finished analyses, and of drawings of Figure 3, with their pictures."""
+    found: list[tuple[Path, list[Picture]]] = []
     for path in sorted(runs.glob("*/analysis.json")):
         names = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        pictures = (Picture(path.with_name(f"{name}.png"), path.with_name(f"{name}.csv")) for name in names)
+        found.append((path, [Picture(path.with_name(f"{name}.png"), path.with_name(f"{name}.csv")) for name in names]))
+    found += [(path, [Picture(path.with_suffix(".png"), path)]) for path in sorted(runs.glob("*/figure3.json"))]
+    for path, pictures in found:
         yield path, [picture for picture in pictures if picture.path.exists()]
-    for path in sorted(runs.glob("*/figure3.json")):
-        yield path, [Picture(path.with_suffix(".png"), path)]
 
 
 def machines(rows: list[Row]) -> list[tuple[dict[str, str], int]]:
