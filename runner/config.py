@@ -52,8 +52,9 @@ def check_keys(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     groups = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra")}
     choices = {group: "none" if group in OVERRIDING_GROUPS else choice for group, choice in groups.items()}
-    added = [override for override in hydra.overrides.task if override.startswith("+")]
-    base = compose(hydra.job.config_name, [*(f"{group}={choice}" for group, choice in choices.items()), *added])
+    kept = [override for override in hydra.overrides.task if override.startswith("+")]
+    kept += [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
+    base = compose(hydra.job.config_name, [*(f"{group}={choice}" for group, choice in choices.items()), *kept])
     unknown = unknown_keys(cfg, base)
     if unknown:
         files = ", ".join(f"{group}/{groups[group]}.yaml" for group in OVERRIDING_GROUPS if groups[group] != "none")
