@@ -17,7 +17,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -31,7 +30,6 @@ from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, op
 log = logging.getLogger(__name__)
 
 POLL = 2  # seconds between two looks at the trials of other workers
-warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 
 
 class ReportToTrial(pl.Callback):

@@ -6,6 +6,7 @@ trials of a search have places 0, 1, 2, ... however often its processes die. A r
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
@@ -24,6 +26,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
 
 SURPLUS, ERROR = "surplus", "error"  # user attributes of trials
