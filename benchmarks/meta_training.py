@@ -35,7 +35,7 @@ from leo.features import FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
 from leo.update import update_for
-from runner.memory import keep_freed_memory
+from runner.process import hide_absent_gpus, keep_freed_memory
 
 console = Console()
 UPDATES_PER_STEP = 50
@@ -320,6 +320,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
     keep_freed_memory()
+    hide_absent_gpus()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     results = {part: PARTS[part](args) for part in args.parts}

@@ -25,7 +25,7 @@ from runner.config import without_paths
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
-from runner.memory import keep_freed_memory
+from runner.process import hide_absent_gpus, keep_freed_memory
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             log.info("%s is finished: %s; delete the folder to repeat it", folder, problem.summary(result))
             return float(result[f"val_{problem.score}"])
         keep_freed_memory()
+        hide_absent_gpus()
         # Torch counts the cores, of which a launcher gives each of its processes a share. More than two are no faster.
         torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
         trainer = make_trainer(

@@ -55,8 +55,9 @@ def export(
             write(
                 folders[layer] / f"{store.split}.safetensors",
                 features,
-                store,
-                metadata(network, layer, origin),
+                store.offsets,
+                store.class_names,
+                {"split": store.split, "data": store.data} | metadata(network, layer, origin),
             )
 
 
@@ -108,13 +109,8 @@ def metadata(network: WideResNet, layer: int | str, origin: Origin) -> dict[str,
     }
 
 
-def write(path: Path, features: Tensor, store: ImageStore, metadata: dict[str, str]) -> None:
-    tensors = {"features": features, "offsets": store.offsets}
-    about_store = {
-        "format": FORMAT,
-        "split": store.split,
-        "data": store.data,
-        "class_names": json.dumps(store.class_names),
-    }
+def write(path: Path, features: Tensor, offsets: Tensor, class_names: Sequence[str], metadata: dict[str, str]) -> None:
+    """One feature file, whole or not at all."""
+    about = {"format": FORMAT, "class_names": json.dumps(class_names)} | metadata
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata=about_store | metadata)
+        save_file({"features": features, "offsets": offsets}, partial, metadata=about)

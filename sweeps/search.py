@@ -21,6 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leo.run import meta_train
+from runner.config import search_path
 from runner.files import write_text
 from runner.folder import differences
 from sweeps import pictures
@@ -223,7 +224,7 @@ def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
     hydra = HydraConfig.get()
     file = f"{source}/{cfg.names.experiment}"
     kept = [override for override in hydra.overrides.task if not override.startswith(("hparams=", "search.enqueue="))]
-    composed = compose(hydra.job.config_name, [*kept, f"hparams={file}"])
+    composed = compose(hydra.job.config_name, [*search_path(), *kept, f"hparams={file}"])
     values = {name: OmegaConf.select(composed, name) for name in names(cfg.search.space)}
     for name, value in values.items():
         node = OmegaConf.select(cfg.search.space, name)

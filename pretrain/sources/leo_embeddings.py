@@ -12,7 +12,7 @@ from filelock import FileLock
 from pretrain.export import write
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import check_total, existing, ilsvrc_classes
-from pretrain.store import SPLITS, ImageStore
+from pretrain.store import SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +49,15 @@ def build(
     with FileLock(folder / ".build.lock"):
         for split, file in files.items():
             features, offsets, names = _read(file, split, len(expected[split].classes), expected[split].num_images)
-            no_images = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
             config = {"source": "leo_embeddings", "crop": crop, "split_file": split_file}
             write(
                 folder / f"{split}.safetensors",
                 features,
-                ImageStore(no_images, offsets, names, split, data, config),
+                offsets,
+                names,
                 {
+                    "split": split,
+                    "data": data,
                     "layer": str(layer),
                     "extractor": "WRN-28-10 of the authors",
                     "checkpoint": "",

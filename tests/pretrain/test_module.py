@@ -46,6 +46,19 @@ def build_data(**changes: Any) -> TrainImages:
     return TrainImages(striped_store(), **settings)
 
 
+def build_stream(data: TrainImages, **changes: Any) -> ShuffledBatches:
+    """Passes of three batches over the 14 training images."""
+    settings: dict[str, Any] = {
+        "batch_size": 4,
+        "num_parts": 1,
+        "parts": range(1),
+        "seed": 3,
+        "length": 3,
+        "step": int,
+    } | changes
+    return ShuffledBatches(data.store, data.train_rows, **settings)
+
+
 def build_module(num_steps: int, lr: float = 0.1) -> Pretraining:
     return Pretraining(
         network=WideResNet(depth=10, width=1, num_classes=3, in_channels=1, strides=(1, 2, 2), dropout=0.3),
@@ -86,17 +99,7 @@ def test_each_pass_visits_every_training_image_once_and_drops_the_rest() -> None
     data = build_data()
     orders = []
     for first in (0, 3, 0):  # 14 training images make passes of three batches
-        stream = ShuffledBatches(
-            data.store,
-            data.train_rows,
-            batch_size=4,
-            num_parts=1,
-            parts=range(1),
-            seed=3,
-            length=3,
-            step=partial(int, first),
-        )
-        batches = list(stream)
+        batches = list(build_stream(data, step=partial(int, first)))
         assert [batch.images.shape for batch in batches] == [(4, 8, 8, 1)] * 3
         numbers = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist()
         assert len(numbers) == len(set(numbers)) == 12
@@ -113,16 +116,7 @@ def test_a_stream_entered_anywhere_gives_the_batches_of_those_steps(first: int) 
     data = build_data()
 
     def images(step: int) -> list[list[int]]:
-        stream = ShuffledBatches(
-            data.store,
-            data.train_rows,
-            batch_size=4,
-            num_parts=1,
-            parts=range(1),
-            seed=3,
-            length=4,
-            step=partial(int, step),
-        )
+        stream = build_stream(data, length=4, step=partial(int, step))
         return [batch.images[:, 0, 0, 0].tolist() for batch in stream]
 
     straight = images(0) + images(4)
@@ -135,16 +129,7 @@ def test_parts_make_up_the_same_batches(num_processes: int, per_step: int) -> No
     data = build_data()
 
     def numbers(num_parts: int, parts: range) -> list[list[int]]:
-        stream = ShuffledBatches(
-            data.store,
-            data.train_rows,
-            batch_size=4,
-            num_parts=num_parts,
-            parts=parts,
-            seed=3,
-            length=3,
-            step=lambda: 0,
-        )
+        stream = build_stream(data, num_parts=num_parts, parts=parts)
         batches = [batch.images[:, 0, 0, 0].tolist() for batch in stream]
         assert len(batches) == len(stream) == 3 * len(parts)
         return batches

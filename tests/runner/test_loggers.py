@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 import wandb
@@ -18,8 +19,18 @@ BLOCK, HEADER = 32768, 7  # of the log files of LevelDB, whose format W&B uses
 
 
 def records(folder):
-    """All records of the one offline run in ``folder``."""
+    """All records of the one offline run in ``folder``, once its end is on disk: W&B writes in a process of its own."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(300):
+        found = parse(path)
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
+def parse(path):
+    """The records that ``path`` holds so far."""
     data, position, whole, found = path.read_bytes(), HEADER, b"", []
     while position + HEADER <= len(data):
         if BLOCK - position % BLOCK < HEADER:
