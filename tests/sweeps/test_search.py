@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from leo.run import meta_train
 from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
-from tests.test_commands import command, environment
+from tests.test_commands import command
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The number of training batches:UserWarning",
@@ -203,7 +203,7 @@ WORKER = ["search.storage.heartbeat_interval=1", "search.storage.grace_period=2"
 
 def start(folder, *overrides):
     with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(command(*overrides), cwd=folder, env=environment(), stdout=output, stderr=output)
+        return subprocess.Popen(command(*overrides), cwd=folder, stdout=output, stderr=output)
 
 
 def finish(folder, *processes):
