@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from sweeps import commands
 from sweeps.chart import Chart, Line, Points, chart
 from sweeps.pictures import PLOTS
-from sweeps.study import Progress, progress
+from sweeps.study import Progress, literal, progress
 
 
 class Search(NamedTuple):
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[BaseStorage]:
     if path.suffix == ".journal":
         yield JournalStorage(JournalFileBackend(str(path)))
         return
-    storage = RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+    storage = RDBStorage(literal(URL.create("sqlite", database=str(path)).render_as_string()))
     try:
         yield storage
     finally:

@@ -37,7 +37,8 @@ def open_storage(config: DictConfig) -> BaseStorage:
     """The configured storage. Workers that make its tables at the same moment get in each other's way: try again."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            storage: BaseStorage = instantiate(config)
+            changes = {"url": literal(config.url)} if "url" in config else {}
+            storage: BaseStorage = instantiate(config, **changes)
             return storage
         except InstantiationException as error:
             if not isinstance(error.__cause__, SQLAlchemyError):
@@ -48,6 +49,11 @@ def open_storage(config: DictConfig) -> BaseStorage:
                 raise ValueError(f"the storage {shown} cannot be opened: {reason}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 0.5))
     raise AssertionError
+
+
+def literal(url: str) -> str:
+    """``url`` as Optuna, which fills in what stands in braces, takes it unchanged: folders are named by overrides."""
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 def is_retry(trial: FrozenTrial) -> bool:

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from leo.run import meta_train
 from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
+from sweeps.searches import searches
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
 from tests.test_commands import command
 
@@ -300,6 +301,18 @@ def test_a_server_that_is_not_there_is_a_clear_error(composed, overrides, monkey
     message = r"the storage postgresql\+psycopg://leo:\*\*\*@127.0.0.1:1/none cannot be opened: .*[Cc]onnection"
     with pytest.raises(ValueError, match=message):
         open_storage(storage)
+
+
+def test_a_study_lies_in_the_folder_that_its_overrides_name(tmp_path):
+    folder = tmp_path / "search-kl_weight={low:0.1}"
+    folder.mkdir()
+    storage = open_storage(
+        OmegaConf.create({"_target_": "optuna.storages.RDBStorage", "url": f"sqlite:///{folder}/study.db"})
+    )
+    optuna.create_study(study_name="found", storage=storage)
+    storage.engine.dispose()
+    assert (folder / "study.db").exists()
+    assert [search.name for search in searches(tmp_path)] == ["found"]
 
 
 def test_the_sampler_and_the_pruner_are_those_of_the_paper_unless_asked(composed):
