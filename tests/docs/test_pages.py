@@ -104,6 +104,28 @@ def test_the_papers_numbers_are_those_of_the_tables():
     assert numbers == 44
 
 
+def cells(text, start):
+    """The cells after the first one of each line of a table that begins with ``start``."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [[cell.strip(" *") for cell in line.strip("|").split("|")[1:]] for line in lines]
+
+
+def test_the_projected_minutes_follow_from_the_measured_rates():
+    """Of one run of LEO: 100,000 updates, 100 validations, a test of 50,000 tasks."""
+    page, speed = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("reproduce.md", "speed.md"))
+    starts = ("updates, 1/s", "×", "+ 100 validations", "+ a test", "minutes, mini", "minutes, tiered")
+    texts = [cells(page.replace("**", ""), start)[0] for start in starts]
+    larger = 507 / 302
+    assert [row[-1] for row in cells(speed, "") if row[-2] in ("600", "1300")] == ["302", "507"]
+    for i, shots in enumerate(("1-shot", "5-shot")):
+        measured = cells(speed, f"{shots}, 1 thread")
+        rate, share, validation, test = (row[i] for row in texts[:4])
+        assert [rate, share, validation, test] == [measured[0][1], *measured[1][:2], measured[2][0]]
+        updates, rest = 100_000 / (float(rate) * float(share)), 100 * float(validation) + float(test)
+        projected = [(updates + rest) / 60, (updates + larger * rest) / 60]
+        assert [f"{minutes:.1f}" for minutes in projected] == [row[i] for row in texts[4:]]
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """The reader's folder, with the files of the page on changing the method."""
