@@ -1,10 +1,11 @@
 # make demo: install, run all three stages on the embedded glyphs, print the comparison
 # make test: install, run the tests         make lint: formatting, lint, types
+# make docs: install, build the documentation as site/index.html; a warning is an error
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint install
+.PHONY: demo test test-slow lint docs install
 
 demo: install
 	$(BIN)/python train.py stage=pretrain
@@ -22,6 +23,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict conf
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed
 

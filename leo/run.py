@@ -24,6 +24,7 @@ from leo.module import MetaLearning, TaskData
 from runner.config import without_paths
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
+from runner.machine import machine
 from runner.process import hide_absent_gpus, keep_freed_memory
 from runner.training import make_trainer, train
 
@@ -145,6 +146,7 @@ def test(
         "checkpoint": trained["checkpoint"],
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
+        "machine": machine(module.device),
     }
     write_json(Path(cfg.run_dir) / "result.json", result)
     log.info("%s: %s", cfg.run_dir, problem.summary(result))

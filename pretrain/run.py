@@ -81,11 +81,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         pl.seed_everything(recipe.seed, verbose=False)
         crop: Any = nn.Identity() if cfg.data.crop == "full" else instantiate(cfg.data.crop)
         module = Pretraining(
-            network=WideResNet(
-                **{key: cfg.backbone[key] for key in ("depth", "width", "strides", "dropout")},
-                in_channels=stores[0].images.shape[-1],
-                num_classes=len(stores[0].class_names),
-            ),
+            network=make_network(cfg.backbone, stores[0]),
             crop=crop,
             centroid_accuracy=centroid_accuracy(cfg, stores[1]) if cfg.centroid_tasks else None,
             **{key: instantiate(recipe[key]) for key in ("augment", "optimizer", "schedule")},
@@ -136,6 +132,17 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         )
         log.info("%s: validation accuracy %.2f %% on held-out training images", folder, 100 * outcome.score)
         return outcome.score
+
+
+def make_network(backbone: DictConfig, store: ImageStore) -> WideResNet:
+    """The extractor for the classes of ``store``: a WideResNet, or what the ``_target_`` of ``backbone`` names."""
+    settings = {str(key): value for key, value in backbone.items() if key not in ("name", "mid_level")}
+    network: WideResNet = instantiate(
+        {"_target_": "pretrain.wide_resnet.WideResNet"} | settings,
+        in_channels=store.images.shape[-1],
+        num_classes=len(store.class_names),
+    )
+    return network
 
 
 def stage_config(cfg: DictConfig) -> dict[str, Any]:

@@ -47,13 +47,19 @@ def unknown_keys(cfg: DictConfig, base: DictConfig) -> list[str]:
     ]
 
 
+def search_path() -> list[str]:
+    """The override that names folders of configurations beside ``conf``, which composing again within a run needs."""
+    return [override for override in HydraConfig.get().overrides.hydra if override.startswith("hydra.searchpath=")]
+
+
 def check_keys(cfg: DictConfig) -> None:
     """Raise where an experiment, hparams or ablation file sets a key that the rest of ``conf`` does not have."""
     hydra = HydraConfig.get()
     groups = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra")}
     choices = {group: "none" if group in OVERRIDING_GROUPS else choice for group, choice in groups.items()}
     added = [override for override in hydra.overrides.task if override.startswith("+")]
-    base = compose(hydra.job.config_name, [*(f"{group}={choice}" for group, choice in choices.items()), *added])
+    chosen = [f"{group}={choice}" for group, choice in choices.items()]
+    base = compose(hydra.job.config_name, [*search_path(), *chosen, *added])
     unknown = unknown_keys(cfg, base)
     if unknown:
         files = ", ".join(f"{group}/{groups[group]}.yaml" for group in OVERRIDING_GROUPS if groups[group] != "none")

@@ -3,6 +3,7 @@
 import json
 import logging
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,33 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """All seeds of one experiment and ablation; ``variant`` is what else its folders' names say. Fractions."""
+    """All seeds of one experiment and ablation; ``variant`` is what else its folders' names say. Fractions.
+
+    Of each seed there are the result and the folder that it lies in.
+    """
 
     experiment: str
     ablation: str
     variant: str
     results: list[dict[str, Any]]
+    folders: list[Path]
+
+    @property
+    def method(self) -> str:
+        """What tables call it: the learner, and the ablation where there is one."""
+        method = METHODS.get(self.results[0]["config"]["model"]["learner"]["_target_"], self.experiment)
+        return method if self.ablation == "none" else f"{method}, {self.ablation.replace('_', ' ')}"
+
+    @property
+    def features(self) -> str:
+        """What the learner sees of an image."""
+        layer = self.results[0]["layer"]
+        return "pixels" if layer == "pixels" else f"layer {layer}"
+
+    @property
+    def seconds(self) -> float:
+        """Mean duration of training and test."""
+        return statistics.mean(sum(filter(None, result["seconds"].values())) for result in self.results)
 
     @property
     def source(self) -> str:
@@ -50,28 +72,34 @@ class Row(NamedTuple):
         return max(result["interval95"] for result in self.results)
 
 
+def finished(runs: Path, select: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders in ``runs`` that match ``select`` and hold a result, with that result."""
+    for path in sorted(runs.glob(f"{select}/result.json")):
+        yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
 def collect(runs: Path, select: str) -> list[Row]:
     """The finished meta-training runs in ``runs`` whose folder matches ``select``, grouped over seeds.
 
     Runs of one group must differ in nothing but the seed.
     """
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for path in sorted(runs.glob(f"{select}/result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if "accuracy" not in result or path.parent.name.startswith("test-"):
+    rows: dict[tuple[str, str, str], Row] = {}
+    for folder, result in finished(runs, select):
+        if "accuracy" not in result or folder.name.startswith("test-"):
             continue  # stage 1, regression, and tests alone have no row
-        variant = path.parent.name.partition(f"-seed{result['seed']}")[2]
-        group = groups.setdefault((result["experiment"], result["ablation"], variant), [])
-        if group:
-            ignored = {"seed": None}
-            changed = differences(group[0]["config"] | ignored, result["config"] | ignored)
+        key = result["experiment"], result["ablation"], folder.name.partition(f"-seed{result['seed']}")[2]
+        row = rows.setdefault(key, Row(*key, [], []))
+        if row.results:
+            first, ignored = row.results[0], {"seed": None}
+            changed = differences(first["config"] | ignored, result["config"] | ignored)
             if changed:
                 raise ValueError(
-                    f"{path.parent} and {group[0]['experiment']} of seed {group[0]['seed']} differ in more than the "
+                    f"{folder} and {first['experiment']} of seed {first['seed']} differ in more than the "
                     f"seed ({'; '.join(changed)}); move one of them away"
                 )
-        group.append(result)
-    return [Row(*key, results) for key, results in groups.items()]
+        row.results.append(result)
+        row.folders.append(folder)
+    return list(rows.values())
 
 
 def table(rows: list[Row]) -> Table:
@@ -87,15 +115,13 @@ def table(rows: list[Row]) -> Table:
         shown.add_column(column, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: (row.results[0]["num_shot"], row.accuracy)):
         first = row.results[0]
-        method = METHODS.get(first["config"]["model"]["learner"]["_target_"], row.experiment)
-        seconds = statistics.mean(sum(filter(None, result["seconds"].values())) for result in row.results)
         shown.add_row(
-            method if row.ablation == "none" else f"{method}, {row.ablation.replace('_', ' ')}",
-            "pixels" if first["layer"] == "pixels" else f"layer {first['layer']}",
+            row.method,
+            row.features,
             f"{first['num_way']}w {first['num_shot']}s",
             f"{100 * row.accuracy:.2f}",
             f"+- {100 * row.interval95:.2f}",
             *((row.spread,) if several else ()),
-            f"{seconds:.0f}",
+            f"{row.seconds:.0f}",
         )
     return shown

@@ -32,17 +32,31 @@ class Number(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One number of a table: ours over ``num_seeds`` seeds with hyperparameters of ``source``, beside others'."""
+    """One number of a table: that of ``row``, with hyperparameters of ``source``, beside others'.
+
+    ``experiment`` and ``ablation`` are what is to be run for it; empty for a method that is not here.
+    """
 
     table: str
     model: str
     source: str
     column: str
-    ours: Number | None
-    num_seeds: int
+    experiment: str
+    ablation: str
+    row: Row | None
     paper: Number | None
     released: Number | None
     compared: Number | None
+
+    @property
+    def ours(self) -> Number | None:
+        """Over the seeds of the row."""
+        return None if self.row is None else number(self.row)
+
+    @property
+    def num_seeds(self) -> int:
+        """Of the row."""
+        return 0 if self.row is None else len(self.row.results)
 
     @property
     def difference(self) -> float | None:
@@ -93,13 +107,12 @@ def line_cells(rows: list[Row], table: dict[str, Any], line: dict[str, Any]) -> 
     for source in sorted({row.source for row in own}) or (["none"] if "experiment" in line else [""]):
         for column, experiment in experiments.items():
             row = single([row for row in own if row.experiment == experiment and row.source == source])
-            ours = None if row is None else number(row)
             compared = paper.get(column)
             if compared is None and "compare" in table and line["model"] != table["compare"]:
                 base = [r for r in rows if (r.experiment, r.ablation, r.source) == (column, "none", source)]
                 compared = number(base[0]) if base else None
             yield Cell(
-                table["title"], line["model"], source, column, ours, len(row.results) if row else 0,
+                table["title"], line["model"], source, column, experiment, ablation, row,
                 paper.get(column), released.get(column), compared,
             )  # fmt: skip
 
@@ -128,24 +141,34 @@ def published() -> list[dict[str, Any]]:
     return content
 
 
-def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
-    heads = {table["title"]: table["columns"] for table in published()}
+def heads() -> dict[str, dict[str, str]]:
+    """The columns of each table by its title: what is printed above them, by their names."""
+    return {table["title"]: table["columns"] for table in published()}
+
+
+def lines(shown: list[Cell]) -> Iterator[tuple[str, list[str], list[tuple[str, list[Cell]]]]]:
+    """Each table's title and heads, and its lines: a name and the cells."""
+    columns = heads()
     for title in dict.fromkeys(cell.table for cell in shown):
         found = [cell for cell in shown if cell.table == title]
-        lines = []
+        of_table = []
         for model, source in dict.fromkeys((cell.model, cell.source) for cell in found):
             name = model if source in ("", "none") else f"{model}\n(hparams: {source})"
-            of_line = [cell for cell in found if (cell.model, cell.source) == (model, source)]
-            lines.append([name, *("\n".join(cell.lines(num_seeds)) for cell in of_line)])
-        yield title, ["Model", *heads[title].values()], lines
+            of_table.append((name, [cell for cell in found if (cell.model, cell.source) == (model, source)]))
+        yield title, ["Model", *columns[title].values()], of_table
+
+
+def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
+    for title, columns, of_table in lines(shown):
+        yield title, columns, [[name, *("\n".join(cell.lines(num_seeds)) for cell in line)] for name, line in of_table]
 
 
 def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
     """The tables for the terminal."""
-    for title, heads, lines in grid(shown, num_seeds):
+    for title, columns, lines in grid(shown, num_seeds):
         table = Table(title=title, caption=LEGEND.format(num_seeds=num_seeds), show_lines=True)
-        for head in heads:
+        for head in columns:
             table.add_column(head)
         for line in lines:
             table.add_row(*line)
@@ -155,8 +178,8 @@ def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
 def markdown(shown: list[Cell], num_seeds: int) -> str:
     """The tables as Markdown."""
     parts = []
-    for title, heads, lines in grid(shown, num_seeds):
-        rows = [heads, ["---"] * len(heads), *([text.replace("\n", "<br>") for text in line] for line in lines)]
+    for title, columns, lines in grid(shown, num_seeds):
+        rows = [columns, ["---"] * len(columns), *([text.replace("\n", "<br>") for text in line] for line in lines)]
         parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
     return "\n".join([*parts, LEGEND.format(num_seeds=num_seeds)]).replace("+-", "±").replace("*", r"\*") + "\n"
 
@@ -166,9 +189,9 @@ def as_csv(shown: list[Cell], num_seeds: int) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     kinds = ("ours", "paper", "released", "compared")
-    heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
+    number_heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
     first = ["table", "model", "hparams", "column", "num_seeds", "is_complete"]
-    writer.writerow([*first, *heads, "difference", "is_apart"])
+    writer.writerow([*first, *number_heads, "difference", "is_apart"])
     for cell in shown:
         numbers = [part for kind in kinds for part in (getattr(cell, kind) or Number(math.nan, None))]
         rounded = ["" if part is None or math.isnan(part) else round(part, 4) for part in numbers]

@@ -1,4 +1,4 @@
-"""The results of finished runs: one table of all, and the paper's tables with ours beside."""
+"""The results of finished runs: one table of all, the paper's tables with ours beside, and a page of everything."""
 
 import logging
 from pathlib import Path
@@ -7,28 +7,28 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from runner.files import write_text
-from sweeps import paper_tables, table_pictures
+from sweeps import page, paper_tables, table_pictures
 from sweeps.collect import collect, table
 
 log = logging.getLogger(__name__)
 
 
 def report(cfg: DictConfig) -> None:
-    """Show the runs of ``cfg.stage.select``, and write the paper's tables that they belong to."""
-    rows = collect(Path(cfg.dirs.runs), cfg.stage.select)
-    if not rows:
-        raise FileNotFoundError(
-            f"no finished run matches {cfg.dirs.runs}/{cfg.stage.select}/result.json; train one first"
-        )
+    """Show the runs of ``cfg.stage.select``, and write the paper's tables that they belong to, and the page."""
+    runs, select, folder, needed = Path(cfg.dirs.runs), cfg.stage.select, Path(cfg.run_dir), cfg.stage.num_seeds
+    rows = collect(runs, select)
+    cells = list(paper_tables.cells(rows, paper_tables.published()))
     console = Console()
-    console.print(table(rows))
-    cells, needed = list(paper_tables.cells(rows, paper_tables.published())), cfg.stage.num_seeds
-    if not cells:
-        return
+    if rows:
+        console.print(table(rows))
+    else:
+        log.warning("no finished run matches %s/%s/result.json; train one first", runs, select)
     for shown in paper_tables.terminal(cells, needed):
         console.print(shown)
-    write_text(Path(cfg.run_dir, "tables.md"), paper_tables.markdown(cells, needed))
-    write_text(Path(cfg.run_dir, "tables.csv"), paper_tables.as_csv(cells, needed))
-    heads = {table["title"]: table["columns"] for table in paper_tables.published()}
-    pictures = table_pictures.draw(cells, heads, Path(cfg.run_dir))
-    log.info("wrote tables.md, tables.csv and %s in %s", ", ".join(path.name for path in pictures), cfg.run_dir)
+    if cells:
+        write_text(folder / "tables.md", paper_tables.markdown(cells, needed))
+        write_text(folder / "tables.csv", paper_tables.as_csv(cells, needed))
+        pictures = table_pictures.draw(cells, folder)
+        log.info("wrote tables.md, tables.csv and %s in %s", ", ".join(path.name for path in pictures), folder)
+    write_text(folder / "index.html", page.render(runs, select, folder, rows, cells, needed))
+    log.info("wrote %s: open it in a browser", folder / "index.html")

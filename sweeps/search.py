@@ -17,11 +17,11 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leo.run import meta_train
+from runner.config import search_path
 from runner.files import write_text
 from runner.folder import differences
 from sweeps import pictures
@@ -30,7 +30,6 @@ from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, op
 log = logging.getLogger(__name__)
 
 POLL = 2  # seconds between two looks at the trials of other workers
-warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 
 
 class ReportToTrial(pl.Callback):
@@ -225,7 +224,7 @@ def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
     hydra = HydraConfig.get()
     file = f"{source}/{cfg.names.experiment}"
     kept = [override for override in hydra.overrides.task if not override.startswith(("hparams=", "search.enqueue="))]
-    composed = compose(hydra.job.config_name, [*kept, f"hparams={file}"])
+    composed = compose(hydra.job.config_name, [*search_path(), *kept, f"hparams={file}"])
     values = {name: OmegaConf.select(composed, name) for name in names(cfg.search.space)}
     for name, value in values.items():
         node = OmegaConf.select(cfg.search.space, name)

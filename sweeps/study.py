@@ -6,6 +6,7 @@ trials of a search have places 0, 1, 2, ... however often its processes die. A r
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
@@ -24,6 +26,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
 
 SURPLUS, ERROR = "surplus", "error"  # user attributes of trials
@@ -34,7 +37,8 @@ def open_storage(config: DictConfig) -> BaseStorage:
     """The configured storage. Workers that make its tables at the same moment get in each other's way: try again."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            storage: BaseStorage = instantiate(config)
+            changes = {"url": literal(config.url)} if "url" in config else {}
+            storage: BaseStorage = instantiate(config, **changes)
             return storage
         except InstantiationException as error:
             if not isinstance(error.__cause__, SQLAlchemyError):
@@ -45,6 +49,11 @@ def open_storage(config: DictConfig) -> BaseStorage:
                 raise ValueError(f"the storage {shown} cannot be opened: {reason}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 0.5))
     raise AssertionError
+
+
+def literal(url: str) -> str:
+    """``url`` as Optuna, which fills in what stands in braces, takes it unchanged: folders are named by overrides."""
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 def is_retry(trial: FrozenTrial) -> bool:

@@ -1,6 +1,7 @@
 """Workers of one search placed by Hydra's launchers."""
 
 import importlib.util
+import os
 import subprocess
 
 import pytest
@@ -9,7 +10,7 @@ from hydra import compose
 from sweeps.search import load_study
 from tests.conftest import ROOT
 from tests.sweeps.test_search import ONE_VALUE, draws
-from tests.test_commands import command, environment
+from tests.test_commands import command
 
 PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -35,7 +36,7 @@ def test_one_command_places_two_workers(composed, toy_overrides, tmp_path, launc
     needs(launcher)
     settings = [*toy_overrides, *ONE_VALUE, "search.name=study", "search.n_trials=3", f"dirs.runs={tmp_path / 'runs'}"]
     workers = ["-m", f"hydra/launcher={launcher}", "search.worker=0,1", "search.storage.heartbeat_interval=1"]
-    paths = environment() | {"PYTHONPATH": str(ROOT)}  # a launcher's process does not start beside train.py
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}  # a launcher's process does not start beside train.py
     done = subprocess.run(
         command(*workers, *settings), cwd=tmp_path, env=paths, capture_output=True, text=True, check=False
     )

@@ -88,15 +88,12 @@ def test_the_report_writes_its_tables(composed, tmp_path, capsys):
     assert (tmp_path / "run/table1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_shows_the_rows_that_were_run_with_their_deviations(tmp_path, monkeypatch):
+def test_a_picture_shows_the_rows_that_were_run_with_their_deviations(tmp_path):
     """One column and one row here: mean 70 % and standard deviation 2 / sqrt 2 points of two seeds, 69 and 71 %."""
-    shown = []
-    monkeypatch.setattr(table_pictures.plt, "close", shown.append)  # kept, to be looked at
     write(tmp_path, "glyphs_1shot-none-seed0", 0, 0.69)
     write(tmp_path, "glyphs_1shot-none-seed1", 1, 0.71)
-    heads = {table["title"]: table["columns"] for table in published()}
-    table_pictures.draw(list(cells(collect(tmp_path, "*"), published())), heads, tmp_path)
-    (axis,) = shown[0].axes
+    drawn = cells(collect(tmp_path, "*"), published())
+    (axis,) = table_pictures.picture("The rows of Table 2 on glyphs", list(drawn)).axes
     (bar,) = axis.containers
     assert bar.lines[0].get_xdata()[0] == pytest.approx(70)
     (((low, _), (high, _)),) = bar.lines[2][0].get_segments()

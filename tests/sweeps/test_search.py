@@ -19,8 +19,9 @@ from optuna.trial import TrialState
 
 from leo.run import meta_train
 from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
+from sweeps.searches import searches
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
-from tests.test_commands import command, environment
+from tests.test_commands import command
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The number of training batches:UserWarning",
@@ -203,7 +204,7 @@ WORKER = ["search.storage.heartbeat_interval=1", "search.storage.grace_period=2"
 
 def start(folder, *overrides):
     with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(command(*overrides), cwd=folder, env=environment(), stdout=output, stderr=output)
+        return subprocess.Popen(command(*overrides), cwd=folder, stdout=output, stderr=output)
 
 
 def finish(folder, *processes):
@@ -300,6 +301,18 @@ def test_a_server_that_is_not_there_is_a_clear_error(composed, overrides, monkey
     message = r"the storage postgresql\+psycopg://leo:\*\*\*@127.0.0.1:1/none cannot be opened: .*[Cc]onnection"
     with pytest.raises(ValueError, match=message):
         open_storage(storage)
+
+
+def test_a_study_lies_in_the_folder_that_its_overrides_name(tmp_path):
+    folder = tmp_path / "search-kl_weight={low:0.1}"
+    folder.mkdir()
+    storage = open_storage(
+        OmegaConf.create({"_target_": "optuna.storages.RDBStorage", "url": f"sqlite:///{folder}/study.db"})
+    )
+    optuna.create_study(study_name="found", storage=storage)
+    storage.engine.dispose()
+    assert (folder / "study.db").exists()
+    assert [search.name for search in searches(tmp_path)] == ["found"]
 
 
 def test_the_sampler_and_the_pruner_are_those_of_the_paper_unless_asked(composed):

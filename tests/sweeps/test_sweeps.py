@@ -1,6 +1,7 @@
 """Sweeps on the command line: folders by meaning, finished runs left alone, one search for all seeds."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -8,12 +9,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.sweeps.test_launchers import needs
 from tests.sweeps.test_search import ONE_VALUE
-from tests.test_commands import command, environment
+from tests.test_commands import command
 
 
 def sweep(folder, toy_overrides, *overrides):
     """The results, by seed, that ``-m`` has left in ``folder``."""
-    paths = environment() | {"PYTHONPATH": str(ROOT)}
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
     words = command("-m", *toy_overrides, "model.learner.dropout=0", *overrides)  # finite with every seed
     done = subprocess.run(words, cwd=folder, env=paths, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,121 @@
+"""The searches whose folders are found, as the page shows them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from sqlalchemy import URL
+
+from sweeps import commands
+from sweeps.chart import Chart, Line, Points, chart
+from sweeps.pictures import PLOTS
+from sweeps.study import Progress, literal, progress
+
+
+class Search(NamedTuple):
+    """A study, its folder, and the command that started it, as far as the study knows."""
+
+    name: str
+    folder: Path
+    state: Progress
+    best: FrozenTrial | None
+    charts: list[Chart]
+    command: str | None
+
+    @property
+    def best_file(self) -> Path:
+        """What the best trial left, or else the folder."""
+        assert self.best is not None
+        path = self.folder / Path(self.best.user_attrs["folder"]).name / "trained.json"
+        return path if path.exists() else self.folder
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Optuna's pictures, where the search has been finished."""
+        return [path for path in (self.folder / name for name in PLOTS) if path.exists()]
+
+
+def searches(runs: Path) -> Iterator[Search]:
+    """The studies that are files of folders in ``runs``; one on a server is not looked for."""
+    for path in sorted([*runs.glob("*/study.db"), *runs.glob("*/study.journal")]):
+        with opened(path) as storage:
+            for name in optuna.get_all_study_names(storage):
+                study = optuna.load_study(study_name=name, storage=storage)
+                state = progress(study, len(study.trials))
+                best = study.best_trial if state.complete else None
+                charts = [chart for chart in (history(state), validations(state)) if chart is not None]
+                yield Search(name, path.parent, state, best, charts, command(study))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BaseStorage]:
+    """The storage in a file of ours, for reading."""
+    if path.suffix == ".journal":
+        yield JournalStorage(JournalFileBackend(str(path)))
+        return
+    storage = RDBStorage(literal(URL.create("sqlite", database=str(path)).render_as_string()))
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def history(state: Progress) -> Chart | None:
+    """Validation accuracy by trial: complete ones, pruned ones by their last validation, and the best so far."""
+    best: Points = []
+    for trial in state.complete:
+        assert trial.value is not None
+        before = best[-1][1] if best else 100 * trial.value
+        best += [(trial.number, before), (trial.number, max(before, 100 * trial.value))]
+    pruned = [(trial, list(trial.intermediate_values.values())) for trial in state.pruned]
+    lines = [
+        Line("best", "the best so far", best),
+        *(dot("pruned", trial, values[-1]) for trial, values in pruned if values),
+        *(dot("complete", trial, trial.value) for trial in state.complete if trial.value is not None),
+    ]
+    return chart("best validation accuracy by trial", lines)
+
+
+def validations(state: Progress) -> Chart | None:
+    """Validation accuracy by meta-updates, a line for each trial."""
+    lines = [
+        Line(
+            kind,
+            f"trial {trial.number}, {kind}",
+            [(at, 100 * value) for at, value in trial.intermediate_values.items()],
+        )
+        for kind, trials in (("pruned", state.pruned), ("complete", state.complete))
+        for trial in trials
+    ]
+    return chart("validation accuracy by updates, a line for each trial", lines)
+
+
+def dot(kind: str, trial: FrozenTrial, value: float) -> Line:
+    """A trial as a point."""
+    return Line(kind, f"trial {trial.number}, {kind}: {100 * value:.2f} %", [(trial.number, 100 * value)])
+
+
+def command(study: Study) -> str | None:
+    """What starts the search again; None where the study's name, chosen by hand, does not say what was changed."""
+    config: dict[str, Any] | None = study.user_attrs.get("config")
+    if config is None or not study.study_name.startswith("search-"):
+        return None
+    names, settings = config["names"], config["search"]
+    is_of_features = settings["objective"] != "leo.run.meta_train"
+    changed = study.study_name.partition(f"-seed{settings['seed']}")[2].strip("-")
+    return commands.train(
+        names["experiment"],
+        names["ablation"],
+        *(["stage=search_pretrain", f"data={config['data']['name']}"] if is_of_features else ["stage=search"]),
+        *commands.overrides(changed),
+        *([f"search.enqueue=[{','.join(settings['enqueue'])}]"] if settings["enqueue"] else []),
+        f"search.n_trials={len(study.trials)}",
+        f"search.seed={settings['seed']}",
+    )
