@@ -61,6 +61,15 @@ class Model(NamedTuple):
             f"stage=package)"
         )
 
+    def sampled_learner(self, num_samples: int) -> LEO:
+        """The learner, which must be one that samples."""
+        if isinstance(self.learner, LEO) and self.learner.stochastic:
+            return self.learner
+        raise ValueError(
+            f"num_samples={num_samples} asks for sampled adaptations, which the learner of {self.source} does not have "
+            f"(LEO with stochastic=true does); leave num_samples at 0"
+        )
+
     @torch.no_grad()
     def embed(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n E"]:
         """Features in the space in which classifiers are linear."""
@@ -83,12 +92,7 @@ class Model(NamedTuple):
         support = Support(self.normalizer(features), targets, present, self.config["num_shot"], self.config["num_way"])
         if not num_samples:
             return self.learner.adapt_to(support).unsqueeze(0)
-        learner = self.learner
-        if not isinstance(learner, LEO) or not learner.stochastic:
-            raise ValueError(
-                f"num_samples={num_samples} asks for sampled adaptations, which the learner of {self.source} does not "
-                f"have (LEO with stochastic=true does); leave num_samples at 0"
-            )
+        learner = self.sampled_learner(num_samples)
         sizes = len(present), len(targets), support.num_shot
         return torch.stack(
             [learner.adapt_to(support, learner.draw_samples(sizes, generator)) for _ in range(num_samples)]

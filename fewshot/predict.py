@@ -46,6 +46,8 @@ def predict(cfg: DictConfig) -> None:
     queries = [] if is_same else query_files(query, "query")
     model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
     extractor = model.needed_extractor().to(settings.device)
+    if settings.num_samples:
+        model.sampled_learner(settings.num_samples)  # raises before work where there is none
     columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         examples = read_in_parts([*chain.from_iterable(members.values())], extractor, settings.batch_size, progress)

@@ -1,6 +1,7 @@
 """Configurations composed as train.py composes them, on toy features, one thread."""
 
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 import train  # noqa: F401  (registers the resolver that the configuration uses)
 
@@ -62,3 +65,19 @@ def toy_overrides(tmp_path):
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=10",
     ]
+
+
+@pytest.fixture
+def browser():
+    """A headless browser that keeps what it is asked for and what its console says."""
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    opened = webdriver.Chrome(options, Service(driver))
+    yield opened
+    opened.quit()

@@ -125,3 +125,28 @@ def test_a_loose_file_beside_the_class_folders_is_listed(run, tmp_path, capsys):
     _, page = run(folder, folder)
     assert "loose.pngisnotinaclassfolder" in "".join(capsys.readouterr().out.split())  # lines break anywhere
     assert "loose.png is not in a class folder" in page
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_in_a_browser(run, tmp_path, browser, dark):
+    folder = tmp_path / "labelled"
+    write_classes(folder, [40, 41, 42], [10, 2, 2])
+    (folder / "class 42").rename(folder / "<img src=x onerror=document.title='taken'>")
+    run(folder, folder)
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get((tmp_path / "run" / "predictions.html").as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.title == "Predictions"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    sizes = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert sizes == [16] * (14 + 8 + 2 + 2)
+    red, green, blue = browser.execute_script(
+        "const canvas = document.createElement('canvas').getContext('2d');"
+        "canvas.fillStyle = getComputedStyle(document.documentElement).color; canvas.fillRect(0, 0, 1, 1);"
+        "return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)"
+    )
+    assert (min(red, green, blue) > 200) == dark  # light letters on dark ground
+    assert (max(red, green, blue) < 50) != dark

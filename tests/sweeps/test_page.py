@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,8 +12,6 @@ from matplotlib.figure import Figure
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from leo.run import meta_train
@@ -36,8 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning",
 )
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 HOSTILE = "<script>document.title='taken'</script>"
 LOOK = """
 const page = document.documentElement;
@@ -52,21 +47,6 @@ return {
     .filter(href => href.startsWith("#") && !document.getElementById(href.slice(1))),
 };
 """
-
-
-@pytest.fixture
-def browser():
-    """A headless browser that keeps what it is asked for and what its console says."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no chromium and chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
