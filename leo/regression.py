@@ -8,18 +8,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus, threshold
 
 from leo import objective
 from leo.functions import ModelTasks
 from leo.inference import InferenceModel
 from leo.learner import MetaLearner
-from leo.networks import Gaussian, RelationNetwork, glorot_linear, stddev
+from leo.networks import STDDEV_FLOOR, Gaussian, RelationNetwork, glorot_linear, stddev
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,8 +37,31 @@ def descend(
     with torch.enable_grad():
         start = start if differentiable else start.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_of(start).sum(), start, create_graph=differentiable)
-    norm = gradient.flatten(1).norm(dim=1).view(-1, *(1,) * (gradient.ndim - 1))
-    return start - rate * gradient * (max_norm / norm.clamp_min(max_norm))
+    return Step.apply(start, rate, gradient, max_norm)
+
+
+class Step(torch.autograd.Function):
+    """start - rate * gradient, each task's gradient scaled to a norm of at most ``max_norm``."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, rate: Tensor, gradient: Tensor, max_norm: float) -> Tensor:
+        norm = gradient.norm(dim=-1, keepdim=True)
+        ctx.scale, ctx.is_limited = max_norm / norm.clamp_min(max_norm), norm > max_norm
+        limited = gradient * ctx.scale
+        ctx.max_norm = max_norm
+        ctx.save_for_backward(rate, limited)
+        return torch.addcmul(start, rate, limited, value=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_end: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        rate, limited = ctx.saved_tensors
+        to_limited = to_end * rate
+        # What is scaled to ``max_norm`` changes only across its own direction.
+        along = (to_limited * limited).sum(-1, keepdim=True) * (ctx.is_limited / -ctx.max_norm**2)
+        to_gradient = torch.addcmul(to_limited, along, limited).mul_(-ctx.scale)
+        to_rate = -(to_end * limited).sum_to_size(rate.shape)
+        return to_end, to_rate, to_gradient, None
 
 
 class ModelLearner(MetaLearner):
@@ -155,7 +179,9 @@ class ModelLEO(ModelLearner):
     def decode(self, z: Float[Tensor, "B 1 1 Z"], eps: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         """The parameters that code z and draw ``eps`` make."""
         mean, u = self.decoder(z.flatten(1)).chunk(2, -1)
-        return mean + stddev(u, self.noise_scale * self.model.scale) * eps
+        # As ``leo.networks.stddev``, in the form that is fast where its gradient is differentiated.
+        sd = threshold(u.exp() - (1 - self.noise_scale * self.model.scale), STDDEV_FLOOR, STDDEV_FLOOR)
+        return torch.addcmul(mean, sd, eps)
 
     def adaptation(self, x: Float[Tensor, "B K X"], y: Float[Tensor, "B K Y"], noise: ModelNoise) -> ModelAdaptation:
         """Algorithm 1, lines 5-10."""
