@@ -4,6 +4,7 @@ LEO with one latent code a task, encoded from inputs and targets together, and i
 inner gradients are autograd's, differentiated through (second order). P is the number of the model's parameters.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus, threshold
+from torch.nn.functional import softplus
 
 from leo import objective
 from leo.functions import ModelTasks
 from leo.inference import InferenceModel
 from leo.learner import MetaLearner
-from leo.networks import STDDEV_FLOOR, Gaussian, RelationNetwork, glorot_linear, stddev
+from leo.networks import Gaussian, RelationNetwork, glorot_linear, stddev
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -110,11 +111,17 @@ def bias_free(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def unit_softplus(u: Tensor) -> Tensor:
+    """softplus(u) as a multiple of its value at 0."""
+    return softplus(u) / math.log(2)
+
+
 class ModelLEO(ModelLearner):
     """LEO with one latent code a task that generates the whole model. Sampled in training and evaluation alike.
 
-    The standard deviation of a code is exp(u), that of a parameter max(exp(u) - (1 - s), 1e-10), s its share of the
-    model's ``scale``: they start near 1 and near s.
+    Standard deviations start near 1 for codes and near the share ``noise_scale`` of the model's ``scale`` for
+    parameters. They are softplus(u), not exp(u): without biases u grows with the inputs, and with exp one of some
+    thousand samples was off by many orders of magnitude.
 
     Args:
         num_inputs: of the encoder: numbers of one example, x and y together.
@@ -174,14 +181,13 @@ class ModelLEO(ModelLearner):
     def encode(self, x: Float[Tensor, "B K X"], y: Float[Tensor, "B K Y"]) -> Gaussian:
         """The distribution of each task's code, [B, 1, 1, Z]: one class with one code, for the terms of Eq. 6."""
         mean, u = self.relation(self.encoder(torch.cat([x, y], -1)).unsqueeze(1))
-        return Gaussian(mean.unsqueeze(2), softplus(u).unsqueeze(2))  # stddev(softplus(u)) = exp(u)
+        sd = unit_softplus(u)
+        return Gaussian(mean.unsqueeze(2), sd.log1p().unsqueeze(2))  # of which ``stddev`` makes sd again
 
     def decode(self, z: Float[Tensor, "B 1 1 Z"], eps: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         """The parameters that code z and draw ``eps`` make."""
         mean, u = self.decoder(z.flatten(1)).chunk(2, -1)
-        # As ``leo.networks.stddev``, in the form that is fast where its gradient is differentiated.
-        sd = threshold(u.exp() - (1 - self.noise_scale * self.model.scale), STDDEV_FLOOR, STDDEV_FLOOR)
-        return torch.addcmul(mean, sd, eps)
+        return torch.addcmul(mean, unit_softplus(u), self.noise_scale * self.model.scale * eps)
 
     def adaptation(self, x: Float[Tensor, "B K X"], y: Float[Tensor, "B K Y"], noise: ModelNoise) -> ModelAdaptation:
         """Algorithm 1, lines 5-10."""

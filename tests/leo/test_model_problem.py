@@ -11,18 +11,21 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from leo.families import FamilyShares
 from leo.figure3 import PANELS, choose, draw
-from leo.functions import Functions, ModelTasks
+from leo.functions import Functions, ModelTasks, fit
 from leo.inference import squared_error
 from leo.model_problem import score_shots
 from leo.regression import ModelLearner
 from leo.run import make_problem, meta_train
 from leo.run import test_checkpoint as run_stage_test
+from sweeps.search import search, write_best
 from tests.conftest import ROOT
 from tests.leo.test_functions import FAMILIES
 from tests.test_commands import rows, state
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The number of training batches:UserWarning", "ignore:.*does not have many workers:UserWarning"
+    "ignore:The number of training batches:UserWarning",
+    "ignore:.*does not have many workers:UserWarning",
+    "ignore::optuna.exceptions.ExperimentalWarning",
 )
 SMALL = [
     "model.learner.model.sizes=[1,6,1]",
@@ -157,6 +160,8 @@ def test_panels_obey_their_rule():
     assert shares.explained(panels.support_x, panels.support_y).tolist() == [
         [True, False], [False, True], [True, True], [True, True],
     ]  # fmt: skip
+    residual = fit(FAMILIES, panels.support_x[2:], panels.support_y[2:]).residual
+    assert ((residual[:, 0] - residual[:, 1]).abs() < 0.3**2).all()
     slopes = (panels.truth[:, 1] - panels.truth[:, 0]) / (panels.query_x[:, 1] - panels.query_x[:, 0])
     others = (panels.truth[:, 3] - panels.truth[:, 2]) / (panels.query_x[:, 3] - panels.query_x[:, 2])
     assert ((slopes - others).abs() < 1e-2).flatten().tolist() == [False, True, False, True]
@@ -190,3 +195,15 @@ def test_the_third_kind_of_task_of_the_documentation_learns(tmp_path, composed, 
         "max_steps=150", "val.every=50", "tasks_per_batch=16",
     )  # fmt: skip
     assert meta_train(cfg) > -math.log(2)  # better than not knowing
+
+
+def test_a_search_of_a_whole_model_leaves_values_that_a_run_takes(tmp_path, composed):
+    best = tmp_path / "mine" / "hparams" / "search" / "sines_and_lines-none.yaml"
+    overrides = ["experiment=sines_and_lines", *SMALL, "tasks.num_samples=2"]
+    stage = [*overrides, "stage=search", "search.n_trials=2", "search.enqueue=[manual]", f"search.best={best}"]
+    score = search(composed(*stage, "search.name=study"))
+    write_best(composed(*stage, "search.name=study"))
+    assert score < 0
+    assert f"validation score {score:.4f}" in best.read_text()
+    found = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
+    assert meta_train(composed(*overrides, found, "hparams=search/sines_and_lines-none")) == score
