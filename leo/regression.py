@@ -42,14 +42,16 @@ def descend(
 
 
 class Step(torch.autograd.Function):
-    """start - rate * gradient, each task's gradient scaled to a norm of at most ``max_norm``."""
+    """start - rate * gradient, each gradient (the last dimension) scaled to a norm of at most ``max_norm``.
+
+    In closed form, which takes fewer operations than autograd's derivative of the limit.
+    """
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, rate: Tensor, gradient: Tensor, max_norm: float) -> Tensor:
-        norm = gradient.norm(dim=-1, keepdim=True)
-        ctx.scale, ctx.is_limited = max_norm / norm.clamp_min(max_norm), norm > max_norm
-        limited = gradient * ctx.scale
         ctx.max_norm = max_norm
+        ctx.scale = max_norm / gradient.norm(dim=-1, keepdim=True).clamp_min(max_norm)
+        limited = ctx.scale * gradient
         ctx.save_for_backward(rate, limited)
         return torch.addcmul(start, rate, limited, value=-1)
 
@@ -57,12 +59,11 @@ class Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, to_end: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         rate, limited = ctx.saved_tensors
-        to_limited = to_end * rate
-        # What is scaled to ``max_norm`` changes only across its own direction.
-        along = (to_limited * limited).sum(-1, keepdim=True) * (ctx.is_limited / -ctx.max_norm**2)
-        to_gradient = torch.addcmul(to_limited, along, limited).mul_(-ctx.scale)
-        to_rate = -(to_end * limited).sum_to_size(rate.shape)
-        return to_end, to_rate, to_gradient, None
+        to_limited = -rate * to_end
+        # A limited gradient has a fixed length: only what is across it passes.
+        along = (to_limited * limited).sum(-1, keepdim=True) / ctx.max_norm**2 * (ctx.scale < 1)
+        to_gradient = torch.addcmul(to_limited, along, limited, value=-1).mul_(ctx.scale)
+        return to_end, -(to_end * limited).sum_to_size(rate.shape), to_gradient, None
 
 
 class ModelLearner(MetaLearner):
