@@ -93,8 +93,8 @@ def picture(
 
 def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
     """A task for each of ``PANELS``. Certain: the first whose own family alone explains the points. Ambiguous: of those
-    that both families explain, and equally well (the sums of squared residuals of the best fits differ by less than
-    noise^2), the one whose best fits lie farthest apart, in mean square over the inputs.
+    that both families explain, with best fits that lie visibly apart (three times the noise, root of the mean square
+    over the inputs), the one whose family is least known: whose probability given the points is nearest to 1/2.
 
     Only the points decide, never what a learner makes of them.
     """
@@ -103,17 +103,20 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
     low, high = shares.inputs
     x = torch.linspace(low, high, NUM_CURVE).view(-1, 1)
     first, second = (values(family, x, best.coefficients[:, i]) for i, family in enumerate(shares.families))
-    apart = (first - second).square().mean((1, 2))
-    is_even = (best.residual[:, 0] - best.residual[:, 1]).abs() < shares.noise**2
+    is_apart = (first - second).square().mean((1, 2)).sqrt() > 3 * shares.noise
     own = nearest_family(shares.families, tasks.query_x, tasks.truth)
     chosen: list[Tensor] = []
     for ambiguous in (False, True):
         for family in range(2):
-            fits = explained[:, 1 - family] & is_even if ambiguous else ~explained[:, 1 - family]
-            found = ((own == family) & explained[:, family] & fits).nonzero()
+            is_other = explained[:, 1 - family]
+            fits = is_other & is_apart if ambiguous else ~is_other
+            found = ((own == family) & explained[:, family] & fits).nonzero()[:, 0]
             if not len(found):
                 raise ValueError(
                     f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
                 )
-            chosen.append(found[apart[found].argmax(), 0] if ambiguous else found[0, 0])
+            if ambiguous:
+                of_first = shares.probability(tasks.support_x[found], tasks.support_y[found])[:, 0]
+                found = found[(of_first - 0.5).abs().argsort()]
+            chosen.append(found[0])
     return ModelTasks(*(part[torch.stack(chosen)] for part in tasks))

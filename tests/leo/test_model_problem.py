@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from leo.families import FamilyShares
 from leo.figure3 import PANELS, choose, draw
-from leo.functions import Functions, ModelTasks, fit
+from leo.functions import Functions, ModelTasks, fit, nearest_family, values
 from leo.inference import squared_error
 from leo.model_problem import score_shots
 from leo.regression import ModelLearner
@@ -95,6 +95,9 @@ def test_samples_of_both_families_are_found():
     for samples, both in (([1.0, -1.0], 1.0), ([1.0, 1.0], 0.0)):
         result = score_shots(Recorded(SineOrIdentity(), samples), [tasks], 2, shares)
         assert (result["ambiguous"], result["both_if_ambiguous"], result["both_if_certain"]) == (0.5, both, both)
+        probability = shares.probability(x, y)[:, 0].tolist()
+        for name, of_sine in zip(("exact_if_ambiguous", "exact_if_certain"), probability, strict=True):
+            assert result[name] == pytest.approx(2 * of_sine * (1 - of_sine), abs=1e-5)
 
 
 @pytest.mark.parametrize("experiment", ["sines_and_lines", "sines_and_lines_meta_sgd", "sines_and_lines_maml"])
@@ -160,8 +163,18 @@ def test_panels_obey_their_rule():
     assert shares.explained(panels.support_x, panels.support_y).tolist() == [
         [True, False], [False, True], [True, True], [True, True],
     ]  # fmt: skip
-    residual = fit(FAMILIES, panels.support_x[2:], panels.support_y[2:]).residual
-    assert ((residual[:, 0] - residual[:, 1]).abs() < 0.3**2).all()
+    # Of the tasks that could stand in the ambiguous panels, by the rule written out once more, these are least known.
+    inputs = torch.linspace(-5, 5, 201).view(-1, 1)
+    best = fit(FAMILIES, tasks.support_x, tasks.support_y).coefficients
+    sinusoids, lines = (values(family, inputs, best[:, i]) for i, family in enumerate(FAMILIES))
+    fits = ((sinusoids - lines).square().mean((1, 2)) > 0.9**2) & shares.ambiguous(tasks.support_x, tasks.support_y)
+    is_line = nearest_family(FAMILIES, tasks.query_x, tasks.truth) == 1
+    for panel, of_family in ((2, fits & ~is_line), (3, fits & is_line)):
+        doubts = [(shares.probability(x[None], y[None])[0, 1] - 0.5).abs().item()
+                  for x, y in zip(tasks.support_x[of_family], tasks.support_y[of_family], strict=True)]  # fmt: skip
+        chosen = shares.probability(panels.support_x[panel : panel + 1], panels.support_y[panel : panel + 1])[0, 1]
+        assert abs(chosen.item() - 0.5) == pytest.approx(min(doubts), abs=1e-3)
+        assert len(doubts) > 5
     slopes = (panels.truth[:, 1] - panels.truth[:, 0]) / (panels.query_x[:, 1] - panels.query_x[:, 0])
     others = (panels.truth[:, 3] - panels.truth[:, 2]) / (panels.query_x[:, 3] - panels.query_x[:, 2])
     assert ((slopes - others).abs() < 1e-2).flatten().tolist() == [False, True, False, True]
