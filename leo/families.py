@@ -12,7 +12,7 @@ from leo.model_problem import predict
 from leo.regression import ModelLearner
 
 NUM_GRID = 101  # inputs at which a sample is compared with the families
-NUM_FUNCTIONS = 20_000  # of each family, whose likelihoods make its probability
+NUM_FUNCTIONS = 20_000  # of each family, where probabilities are averaged over tasks
 
 
 class FamilyShares:
@@ -41,14 +41,14 @@ class FamilyShares:
         """Whether all families explain a task's points."""
         return self.explained(x, y).all(1)
 
-    def probability(self, x: Tensor, y: Tensor) -> Float[Tensor, "B F"]:
-        """Exact inference, by random functions: how probable each family is given a task's points.
+    def probability(self, x: Tensor, y: Tensor, num_functions: int) -> Float[Tensor, "B F"]:
+        """How probable each family is given a task's points: exact as ``num_functions``, drawn from each, grow.
 
-        As the mean likelihood of its functions; before the points all families are equally probable.
+        As the mean likelihood of a family's functions; before the points all families are equally probable.
         """
         generator, evidence = torch.Generator(x.device).manual_seed(0), []
         for family in self.families:
-            functions = family.draw(NUM_FUNCTIONS, generator).to(x.dtype)
+            functions = family.draw(num_functions, generator).to(x.dtype)
             misses = (family.basis(x) @ functions.T - y).square().sum(1)
             evidence.append((misses / (-2 * self.noise**2)).logsumexp(-1))
         return torch.stack(evidence, -1).softmax(-1)
@@ -68,7 +68,7 @@ class FamilyShares:
         ambiguous = self.ambiguous(tasks.support_x, tasks.support_y)
         family = self.of_samples(learner, parameters)
         both = torch.stack([(family == i).any(0) for i in range(len(self.families))]).all(0).to(parameters.dtype)
-        exact = 1 - self.probability(tasks.support_x, tasks.support_y).pow(len(family)).sum(1)
+        exact = 1 - self.probability(tasks.support_x, tasks.support_y, NUM_FUNCTIONS).pow(len(family)).sum(1)
         nothing = torch.full_like(both, torch.nan)
         return {
             "ambiguous": ambiguous.to(parameters.dtype),

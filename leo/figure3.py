@@ -21,6 +21,7 @@ from runner.folder import write_json
 log = logging.getLogger(__name__)
 
 NUM_CURVE = 201  # points of each drawn function
+NUM_FUNCTIONS = 1_000_000  # that make a probability: many, as the nearest to 1/2 is looked for
 PANELS = ("certain: sinusoid", "certain: line", "ambiguous: truly a sinusoid", "ambiguous: truly a line")
 COLOURS = ("tab:blue", "tab:orange")  # of samples, by their family
 
@@ -116,7 +117,8 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
                     f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
                 )
             if ambiguous:
-                of_first = shares.probability(tasks.support_x[found], tasks.support_y[found])[:, 0]
-                found = found[(of_first - 0.5).abs().argsort()]
+                points = zip(tasks.support_x[found].split(1), tasks.support_y[found].split(1), strict=True)
+                probability = torch.cat([shares.probability(x, y, NUM_FUNCTIONS) for x, y in points])
+                found = found[(probability[:, 0] - 0.5).abs().argsort()]
             chosen.append(found[0])
     return ModelTasks(*(part[torch.stack(chosen)] for part in tasks))
