@@ -109,7 +109,6 @@ def test_a_run_leaves_the_result_of_its_best_checkpoint(tmp_path, composed, expe
     assert list(by_shot) == [1, 3, 5, 10]
     assert result["score"] == -by_shot[5]["mean"]
     assert result["val_score"] == score < 0
-    assert by_shot[5]["best"] <= by_shot[5]["mean"] + 1e-6 or experiment == "sines_and_lines"
     if experiment != "sines_and_lines":  # nothing is sampled
         assert by_shot[5]["best"] == pytest.approx(by_shot[5]["mean"], rel=1e-5)
     tested = composed(f"experiment={experiment}", *SMALL, f"checkpoint={tmp_path / 'run/best.ckpt'}",
@@ -211,7 +210,7 @@ def test_the_third_kind_of_task_of_the_documentation_learns(tmp_path, composed, 
 
 
 def test_a_search_of_a_whole_model_leaves_values_that_a_run_takes(tmp_path, composed):
-    best = tmp_path / "mine" / "hparams" / "search" / "sines_and_lines-none.yaml"
+    best = tmp_path / "mine" / "hparams" / "search" / "tiny.yaml"
     overrides = ["experiment=sines_and_lines", *SMALL, "tasks.num_samples=2"]
     stage = [*overrides, "stage=search", "search.n_trials=2", "search.enqueue=[manual]", f"search.best={best}"]
     score = search(composed(*stage, "search.name=study"))
@@ -219,4 +218,4 @@ def test_a_search_of_a_whole_model_leaves_values_that_a_run_takes(tmp_path, comp
     assert score < 0
     assert f"validation score {score:.4f}" in best.read_text()
     found = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
-    assert meta_train(composed(*overrides, found, "hparams=search/sines_and_lines-none")) == score
+    assert meta_train(composed(*overrides, found, "hparams=search/tiny")) == score
