@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import chi2
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from leo.model_problem import predict
 from leo.regression import ModelLearner
 
 NUM_GRID = 101  # inputs at which a sample is compared with the families
+NUM_FUNCTIONS = 20_000  # of each family, where probabilities are averaged over tasks
 
 
 class FamilyShares:
@@ -40,6 +41,18 @@ class FamilyShares:
         """Whether all families explain a task's points."""
         return self.explained(x, y).all(1)
 
+    def probability(self, x: Tensor, y: Tensor, num_functions: int) -> Float[Tensor, "B F"]:
+        """How probable each family is given a task's points: exact as ``num_functions``, drawn from each, grow.
+
+        As the mean likelihood of a family's functions; before the points all families are equally probable.
+        """
+        generator, evidence = torch.Generator(x.device).manual_seed(0), []
+        for family in self.families:
+            functions = family.draw(num_functions, generator).to(x.dtype)
+            misses = (family.basis(x) @ functions.T - y).square().sum(1)
+            evidence.append((misses / (-2 * self.noise**2)).logsumexp(-1))
+        return torch.stack(evidence, -1).softmax(-1)
+
     def of_samples(self, learner: ModelLearner, parameters: Tensor) -> Int[Tensor, "S B"]:
         """The family of each sample."""
         low, high = self.inputs
@@ -48,14 +61,19 @@ class FamilyShares:
         return nearest_family(self.families, grid, predict(learner, parameters, grid))
 
     def __call__(self, tasks: ModelTasks, learner: ModelLearner, parameters: Tensor) -> dict[str, Tensor]:
-        """Of each task: is it ambiguous; and do its samples hold every family, if it is, and if it is not."""
+        """Of each task: is it ambiguous; and do its samples hold every family, if it is, and if it is not.
+
+        ``exact``: the probability that as many independent samples of exact inference hold every family (of two).
+        """
         ambiguous = self.ambiguous(tasks.support_x, tasks.support_y)
         family = self.of_samples(learner, parameters)
-        holds = [(family == i).any(0) for i in range(len(self.families))]
-        both = torch.stack(holds).all(0).to(parameters.dtype)
+        both = torch.stack([(family == i).any(0) for i in range(len(self.families))]).all(0).to(parameters.dtype)
+        exact = 1 - self.probability(tasks.support_x, tasks.support_y, NUM_FUNCTIONS).pow(len(family)).sum(1)
         nothing = torch.full_like(both, torch.nan)
         return {
             "ambiguous": ambiguous.to(parameters.dtype),
             "both_if_ambiguous": torch.where(ambiguous, both, nothing),
+            "exact_if_ambiguous": torch.where(ambiguous, exact, nothing),
             "both_if_certain": torch.where(ambiguous, nothing, both),
+            "exact_if_certain": torch.where(ambiguous, nothing, exact),
         }

@@ -1,11 +1,12 @@
 """Figure 3 of the paper as a Hydra task: functions that a trained learner samples for certain and ambiguous tasks."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
-from matplotlib import pyplot as plt
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from runner.folder import write_json
 log = logging.getLogger(__name__)
 
 NUM_CURVE = 201  # points of each drawn function
+NUM_FUNCTIONS = 1_000_000  # that make a probability: many, as the nearest to 1/2 is looked for
 PANELS = ("certain: sinusoid", "certain: line", "ambiguous: truly a sinusoid", "ambiguous: truly a line")
 COLOURS = ("tab:blue", "tab:orange")  # of samples, by their family
 
@@ -43,27 +45,13 @@ def draw(cfg: DictConfig) -> None:
     with torch.no_grad():
         generator = torch.Generator().manual_seed(TEST_SEED)
         parameters = sample_models(module.learner, panels, cfg.stage.num_samples, generator)
-        curves = predict(module.learner, parameters, x.view(1, -1, 1).expand(len(PANELS), -1, -1))
+        curves = predict(module.learner, parameters, x.view(1, -1, 1).expand(len(PANELS), -1, -1)).squeeze(-1)
         families = problem.extra.of_samples(module.learner, parameters)
     names = [family.name for family in problem.extra.families]
-    matplotlib.use("Agg")  # no window, whatever the machine has
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4), sharey=True, layout="constrained")
-    for i, (axis, title) in enumerate(zip(axes, PANELS, strict=True)):
-        for name, colour in zip(names, COLOURS, strict=True):
-            axis.plot([], [], color=colour, alpha=0.7, label=f"sample, nearer a {name}")
-        for curve, family in zip(curves[:, i, :, 0], families[:, i], strict=True):
-            axis.plot(x, curve, color=COLOURS[family], alpha=0.45, linewidth=1)
-        order = panels.query_x[i, :, 0].argsort()
-        axis.plot(panels.query_x[i, order, 0], panels.truth[i, order, 0], color="black", linestyle="--", label="truth")
-        axis.plot(panels.support_x[i, :, 0], panels.support_y[i, :, 0], "k^", markersize=8, label="support")
-        axis.set(title=title, xlabel="x", xlim=(low, high))
-        axis.grid(alpha=0.2)
-    axes[0].set_ylabel("y")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 2)
+    figure = picture(panels, x, curves, families, names)
     for suffix in ("png", "svg"):
         with whole_file(Path(cfg.run_dir, f"figure3.{suffix}")) as partial:
             figure.savefig(partial, format=suffix, dpi=150)
-    plt.close(figure)
     shares = {title: [names[family] for family in families[:, i]] for i, title in enumerate(PANELS)}
     write_json(
         Path(cfg.run_dir, "figure3.json"),
@@ -72,15 +60,42 @@ def draw(cfg: DictConfig) -> None:
             "families_of_samples": shares,
             "tasks": {name: part.tolist() for name, part in panels._asdict().items()},
             "x": x.tolist(),
-            "samples": curves.squeeze(-1).tolist(),
+            "samples": curves.tolist(),
         },
     )
     log.info("wrote figure3.png, figure3.svg and figure3.json in %s", cfg.run_dir)
 
 
+def picture(
+    tasks: ModelTasks,
+    x: Float[Tensor, " n"],
+    curves: Float[Tensor, "S B n"],
+    families: Int[Tensor, "S B"],
+    names: Sequence[str],
+) -> Figure:
+    """A panel for each of the tasks of ``PANELS``: its truth, its support, and its samples at ``x``, coloured by their
+    families of ``names``."""
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for i, (axes, title) in enumerate(zip(panels, PANELS, strict=True)):
+        for name, colour in zip(names, COLOURS, strict=True):
+            axes.plot([], [], color=colour, alpha=0.7, label=f"sample, nearer a {name}")
+        for curve, family in zip(curves[:, i], families[:, i], strict=True):
+            axes.plot(x, curve, color=COLOURS[family], alpha=0.45, linewidth=1)
+        order = tasks.query_x[i, :, 0].argsort()
+        axes.plot(tasks.query_x[i, order, 0], tasks.truth[i, order, 0], color="black", linestyle="--", label="truth")
+        axes.plot(tasks.support_x[i, :, 0], tasks.support_y[i, :, 0], "k^", markersize=8, label="support")
+        axes.set(title=title, xlabel="x", xlim=(x.min().item(), x.max().item()))
+        axes.grid(alpha=0.2)
+    panels[0].set_ylabel("y")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 2)
+    return figure
+
+
 def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
     """A task for each of ``PANELS``. Certain: the first whose own family alone explains the points. Ambiguous: of those
-    that both families explain, the one whose best fits of the two lie farthest apart, in mean square over the inputs.
+    that both families explain, with best fits that lie visibly apart (three times the noise, root of the mean square
+    over the inputs), the one whose family is least known: whose probability given the points is nearest to 1/2.
 
     Only the points decide, never what a learner makes of them.
     """
@@ -89,16 +104,21 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
     low, high = shares.inputs
     x = torch.linspace(low, high, NUM_CURVE).view(-1, 1)
     first, second = (values(family, x, best.coefficients[:, i]) for i, family in enumerate(shares.families))
-    apart = (first - second).square().mean((1, 2))
+    is_apart = (first - second).square().mean((1, 2)).sqrt() > 3 * shares.noise
     own = nearest_family(shares.families, tasks.query_x, tasks.truth)
     chosen: list[Tensor] = []
     for ambiguous in (False, True):
         for family in range(2):
-            fits = explained[:, 1 - family] if ambiguous else ~explained[:, 1 - family]
-            found = ((own == family) & explained[:, family] & fits).nonzero()
+            is_other = explained[:, 1 - family]
+            fits = is_other & is_apart if ambiguous else ~is_other
+            found = ((own == family) & explained[:, family] & fits).nonzero()[:, 0]
             if not len(found):
                 raise ValueError(
                     f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
                 )
-            chosen.append(found[apart[found].argmax(), 0] if ambiguous else found[0, 0])
+            if ambiguous:
+                points = zip(tasks.support_x[found].split(1), tasks.support_y[found].split(1), strict=True)
+                probability = torch.cat([shares.probability(x, y, NUM_FUNCTIONS) for x, y in points])
+                found = found[(probability[:, 0] - 0.5).abs().argsort()]
+            chosen.append(found[0])
     return ModelTasks(*(part[torch.stack(chosen)] for part in tasks))

@@ -1,6 +1,7 @@
 """Meta-learning of whole models on any distribution of tasks: a kind of tasks that needs no features."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +18,7 @@ from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, updates_per
 from leo.stream import BatchStream
 from runner.terminal import shares_terminal
 
-TASKS_PER_CHUNK = 100  # adapted at once, each as often as it is sampled
+TASKS_PER_CHUNK = 20  # adapted at once, each as often as it is sampled: few, for the processor's cache
 NUM_TEST_QUERIES = 100  # of each task, judged without noise
 
 Extra = Callable[[ModelTasks, ModelLearner, Tensor], dict[str, Tensor]]
@@ -47,13 +48,6 @@ class DistributionStream(BatchStream):
         return batch
 
 
-class ModelScores(NamedTuple):
-    """Per task: the loss of the adapted models to the truth of the queries, mean over the samples; and minus it."""
-
-    loss: Float[Tensor, " B"]
-    score: Float[Tensor, " B"]
-
-
 def sample_models(
     learner: ModelLearner, tasks: ModelTasks, num_samples: int, generator: torch.Generator
 ) -> Float[Tensor, "S B P"]:
@@ -70,19 +64,27 @@ def predict(
     return learner.model(parameters.flatten(0, 1), x.repeat(num_samples, 1, 1)).unflatten(0, (num_samples, -1))
 
 
-class ModelScorer:
-    """The scores of ``learner`` by one sample a task; the draws are the same at each call with the same tasks."""
+class ModelScores(NamedTuple):
+    """Per task: the loss of the samples' average prediction to the truth of the queries; and minus it."""
 
-    def __init__(self, learner: ModelLearner) -> None:
-        self.learner = learner
+    loss: Float[Tensor, " B"]
+    score: Float[Tensor, " B"]
+
+
+class ModelScorer:
+    """The scores of ``learner`` by ``num_samples`` samples a task; each call draws the same noise."""
+
+    def __init__(self, learner: ModelLearner, num_samples: int) -> None:
+        self.learner, self.num_samples = learner, num_samples
 
     def __call__(self, tasks: ModelTasks) -> ModelScores:
         """The scores of ``tasks``."""
         # Validation runs in inference mode, whose tensors have no gradients: none for the inner loops.
         with torch.inference_mode(False), torch.no_grad():
             generator = torch.Generator(tasks.support_x.device).manual_seed(VAL_SEED)
-            parameters = self.learner.sample(tasks.support_x, tasks.support_y, generator)
-            loss = self.learner.loss(self.learner.model(parameters, tasks.query_x), tasks.truth)
+            parameters = sample_models(self.learner, tasks, self.num_samples, generator)
+            predictions = predict(self.learner, parameters, tasks.query_x)
+            loss = self.learner.loss(predictions.mean(0), tasks.truth)
         return ModelScores(loss, -loss)
 
 
@@ -93,7 +95,7 @@ class ModelProblem:
         cfg: the configuration.
         distribution: see ``Distribution``.
         num_shots: numbers of support examples to test with; the score is of ``cfg.num_shot``.
-        num_samples: models drawn for each test task.
+        num_samples: models drawn for each validation and test task.
         extra: more numbers from the sampled models of a chunk of test tasks, one of each task; NaN: does not apply.
             None: none.
     """
@@ -137,7 +139,8 @@ class ModelProblem:
             device=device,
             generator=torch.Generator(device).manual_seed(cfg.seed),
         )
-        return TaskData(stream, self.fixed_tasks(cfg.val.num_tasks, cfg.num_shot, VAL_SEED, device), ModelScorer)
+        val_tasks = self.fixed_tasks(cfg.val.num_tasks, cfg.num_shot, VAL_SEED, device)
+        return TaskData(stream, val_tasks, partial(ModelScorer, num_samples=self.num_samples))
 
     def fixed_tasks(self, num_tasks: int, num_shot: int, seed: int, device: torch.device) -> list[ModelTasks]:
         """The same tasks for every run, in chunks."""

@@ -37,7 +37,7 @@ def draw(study: Study, folder: Path) -> None:
     for name, plot in PLOTS.items():
         with warnings.catch_warnings():  # a parameter that has one value
             warnings.filterwarnings("ignore", message="Attempting to set identical low and high")
-            axes = plot(shown, target_name="best validation accuracy")
+            axes = plot(shown, target_name="best validation score")
         axes.figure.set_size_inches(13, 5)
         with whole_file(folder / name) as partial:
             axes.figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")

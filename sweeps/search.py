@@ -24,6 +24,7 @@ from leo.run import meta_train
 from runner.config import search_path
 from runner.files import write_text
 from runner.folder import differences
+from runner.training import RunCheckpoints
 from sweeps import pictures
 from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, open_storage, place, progress, retry_dead
 
@@ -33,22 +34,27 @@ POLL = 2  # seconds between two looks at the trials of other workers
 
 
 class ReportToTrial(pl.Callback):
-    """Report each validation to ``trial``, and end the run where the study's pruner says so."""
+    """Report each validation to ``trial``, and end the run where the study's pruner says so.
 
-    def __init__(self, trial: Trial, monitor: str) -> None:
-        self.trial, self.monitor = trial, monitor
+    The score is the one that the run keeps its best checkpoint by.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = trainer.callback_metrics[self.monitor].item()
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, RunCheckpoints)
+        score = trainer.callback_metrics[checkpoints.monitor].item()
         with warnings.catch_warnings():  # a resumed run may repeat the validation at which it was killed
             warnings.filterwarnings("ignore", message=".*is already reported")
             self.trial.report(score, trainer.global_step)
         if self.trial.should_prune():
-            raise optuna.TrialPruned(f"{self.monitor}={score:.4f} at step {trainer.global_step}")
+            raise optuna.TrialPruned(f"{checkpoints.monitor}={score:.4f} at step {trainer.global_step}")
 
 
 def search(cfg: DictConfig) -> float:
-    """Run the trials that are missing of ``cfg.search.n_trials``; the best validation accuracy, a fraction.
+    """Run the trials that are missing of ``cfg.search.n_trials``; the best validation score (accuracy: a fraction).
 
     Returns when every trial is finished, those of other workers too. A trial whose process died is marked as failed
     once its heartbeat is stale, and run again in its folder, from its last checkpoint.
@@ -69,7 +75,7 @@ def search(cfg: DictConfig) -> float:
         values = {name: suggest(trial, name) for name, suggest in suggestions(settings.space)}
         try:
             run = get_method(settings.objective)
-            return float(run(trial_config(cfg, folder, values), callbacks=[ReportToTrial(trial, "val/accuracy")]))
+            return float(run(trial_config(cfg, folder, values), callbacks=[ReportToTrial(trial)]))
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
@@ -98,8 +104,8 @@ def search(cfg: DictConfig) -> float:
         raise ValueError(f"no trial of {settings.name} was completed; {too_many_failures(settings, state)}")
     pictures.draw(study, Path(settings.folder))
     log.info(
-        "%s: best validation accuracy %.2f %% in %s; %d trials complete, %d pruned, %d failed; pictures in %s",
-        settings.name, 100 * study.best_value, study.best_trial.user_attrs["folder"],
+        "%s: best validation score %.4f in %s; %d trials complete, %d pruned, %d failed; pictures in %s",
+        settings.name, study.best_value, study.best_trial.user_attrs["folder"],
         len(state.complete), len(state.pruned), len(state.failed), settings.folder,
     )  # fmt: skip
     return study.best_value
@@ -115,7 +121,7 @@ def write_best(cfg: DictConfig) -> None:
     text = (
         "# @package _global_\n"
         f"# Found by search: study {cfg.search.name},\n"
-        f"# {Path(best.user_attrs['folder']).name}, validation accuracy {100 * best.value:.2f} %.\n"
+        f"# {Path(best.user_attrs['folder']).name}, validation score {best.value:.4f}.\n"
         f"# Trials: {len(state.complete)} complete, {len(state.pruned)} pruned, {len(state.failed)} failed.\n"
         f"defaults: [/hparams/{cfg.names.hparams}, _self_]\n"
     )
@@ -167,7 +173,7 @@ def load_study(cfg: DictConfig) -> Study:
 
 
 def best_trial(cfg: DictConfig) -> FrozenTrial:
-    """The complete trial with the highest validation accuracy."""
+    """The complete trial with the highest validation score."""
     study = load_study(cfg)
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise ValueError(f"the study {cfg.search.name} has no complete trial yet; run stage=search first")
@@ -241,8 +247,8 @@ def log_trial(num_trials: int) -> Callable[[Study, FrozenTrial], None]:
 
     def callback(study: Study, trial: FrozenTrial) -> None:
         state = progress(study, num_trials)
-        outcome = f"{100 * trial.value:.2f} %" if trial.state == TrialState.COMPLETE and trial.value is not None else ""
-        best = f"best {100 * study.best_value:.2f} %, " if state.complete else ""
+        outcome = f"{trial.value:.4f}" if trial.state == TrialState.COMPLETE and trial.value is not None else ""
+        best = f"best {study.best_value:.4f}, " if state.complete else ""
         log.info(
             "%s %s %s(%s%d of %d trials finished: %d pruned, %d failed)",
             Path(trial.user_attrs.get("folder", "surplus trial")).name, trial.state.name.lower(),

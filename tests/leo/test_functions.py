@@ -112,6 +112,25 @@ def test_the_limit_is_the_quantile_of_chi_squared():
         assert shares.explained(x, y).tolist() == [[expected]]
 
 
+def test_the_probability_of_a_family_is_that_of_an_integral_by_hand():
+    """At x = 0 a line is its intercept, of density 1/6, and a sinusoid is -A sin(phase): never above 0, and at -2 of
+    density 2 / (4.9 pi) * the integral of dA / sqrt(A^2 - 4) from 2 to 5."""
+    shares = FamilyShares(families=FAMILIES, inputs=[-5.0, 5.0], noise=0.1)
+    x, y = torch.zeros(2, 1, 1), torch.tensor([2.0, -2.0]).view(2, 1, 1)
+    sinusoid = 2 / (4.9 * math.pi) * math.acosh(2.5)
+    expected = [0.0, sinusoid / (sinusoid + 1 / 6)]
+    assert shares.probability(x, y, 100_000)[:, 0].tolist() == pytest.approx(expected, abs=0.01)
+
+
+def test_a_family_is_less_probable_by_its_distance_to_the_points():
+    """Lines that are 0 and lines that are 1, seen at 0 with noise 0.5: odds of exp(-1^2 / (2 * 0.5^2))."""
+    zero, one = (Lines(slope=[-1e-4, 1e-4], intercept=[c - 1e-4, c + 1e-4]) for c in (0, 1))
+    shares = FamilyShares(families=[zero, one], inputs=[-5.0, 5.0], noise=0.5)
+    odds = math.exp(-2)
+    actual = shares.probability(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), 100)
+    assert actual[0].tolist() == pytest.approx([1 / (1 + odds), odds / (1 + odds)], abs=1e-3)
+
+
 def test_nearly_every_task_is_explained_by_its_own_family():
     tasks = sample(4000, num_query=20)
     shares = FamilyShares(families=FAMILIES, inputs=[-5.0, 5.0], noise=0.3)

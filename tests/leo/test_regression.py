@@ -107,18 +107,19 @@ def oracle_loss(leo, tasks, noise):
                 hidden = linear(torch.cat([a, b]), p["relation.first.weight"]).relu()
                 related.append(linear(linear(hidden, p["relation.second.weight"]).relu(), p["relation.third.weight"]))
         mean, u = torch.stack(related).mean(0).chunk(2)
-        z = first = mean + u.exp() * noise.latents[i, 0, 0]
+        sd = (1 + u.exp()).log() / math.log(2)
+        z = first = mean + sd * noise.latents[i, 0, 0]
 
         def decode(z, s):
             mean, u = network("decoder", z).chunk(2)
-            return mean + (u.exp() - 1 + scale).clamp_min(1e-10) * noise.parameters[s, i]
+            return mean + scale * (1 + u.exp()).log() / math.log(2) * noise.parameters[s, i]
 
         for s in range(leo.num_latent_steps):
             z = step(z, p["latent_lr"], lambda z, s=s: mse_loss(model(decode(z, s), x), y))
         w = decode(z, leo.num_latent_steps)
         for _ in range(leo.num_finetune_steps):
             w = step(w, p["finetune_lr"], lambda w: mse_loss(model(w, x), y))
-        posterior = torch.distributions.Normal(mean, u.exp())
+        posterior = torch.distributions.Normal(mean, sd)
         kl = (posterior.log_prob(first) - torch.distributions.Normal(0.0, 1.0).log_prob(first)).mean()
         query = mse_loss(model(w, tasks.query_x[i]), tasks.query_y[i])
         return query + leo.kl_weight * kl + leo.encoder_penalty_weight * (z.detach() - first).square().mean()

@@ -74,7 +74,13 @@ def test_values_outside_the_ranges_are_not_queued(composed):
         values_of(cfg, "paper")
 
 
-@pytest.mark.parametrize("experiment", ["glyphs_1shot", "glyphs_1shot_meta_sgd", "glyphs_1shot_prototypes"])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        "glyphs_1shot", "glyphs_1shot_meta_sgd", "glyphs_1shot_prototypes",
+        "sines_and_lines", "sines_and_lines_meta_sgd", "sines_and_lines_maml",
+    ],
+)  # fmt: skip
 def test_each_method_has_its_own_space_of_its_own_keys(composed, experiment):
     cfg = composed("stage=search", f"experiment={experiment}")
     assert "model.optimizer.lr" in names(cfg.search.space)
@@ -167,7 +173,7 @@ def test_the_best_trial_becomes_a_file_that_trains_the_same_run(composed, overri
     best = load_study(cfg).best_trial
     text = (tmp_path / "conf/hparams/search/toy.yaml").read_text()
     assert "study study,\n" in text
-    assert f"{Path(best.user_attrs['folder']).name}, validation accuracy {100 * best.value:.2f} %" in text
+    assert f"{Path(best.user_attrs['folder']).name}, validation score {best.value:.4f}." in text
     train_best(cfg)
     plain = [o for o in overrides if "search" not in o]
     chosen = composed(*plain, "hparams=search/toy", f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
