@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pretrain.sources.images import decode, standard
@@ -32,9 +32,9 @@ def pixels(image: Any, name: str, size: int, mode: str) -> Tensor:
     Arrays are [H, W] or [H, W, C]; tensors too, or [C, H, W]. Numbers are uint8, or fractions of white, 0 to 1.
     """
     if isinstance(image, str | os.PathLike):
-        array = decode(Path(image).read_bytes(), str(image), size, mode)
+        array = decode(Path(image).read_bytes(), str(image), size, mode, is_photograph=True)
     elif isinstance(image, Image.Image):
-        array = standard(image, size, mode)
+        array = standard(ImageOps.exif_transpose(image), size, mode)
     else:
         array = standard(Image.fromarray(as_uint8(image, name)), size, mode)
     return torch.from_numpy(np.array(array))

@@ -5,7 +5,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fewshot.outcome import Outcome, Prediction
 from pretrain.sources.images import to_mode
@@ -81,7 +81,7 @@ def thumbnail(path: Path) -> str:
     """The image in small, as a data URI."""
     with Image.open(path) as image:
         image.draft("RGB", (2 * SIDE, 2 * SIDE))  # photographs are decoded no larger than needed
-        small = to_mode(image, "RGB")
+        small = to_mode(ImageOps.exif_transpose(image), "RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = BytesIO()
     small.save(buffer, format="JPEG", quality=80)

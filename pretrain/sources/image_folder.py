@@ -90,4 +90,4 @@ def _files(root: Path, member: str) -> list[str]:
 def _read(root: Path, image_size: int, name: str) -> NDArray[np.uint8]:
     if (root / name).is_dir():
         raise ValueError(f"{root / name} is a folder; a class folder holds images only")
-    return decode((root / name).read_bytes(), root / name, image_size, "RGB")
+    return decode((root / name).read_bytes(), root / name, image_size, "RGB", is_photograph=True)

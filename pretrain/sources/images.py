@@ -5,21 +5,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
-def decode(content: bytes, name: str | Path, size: int, mode: str) -> NDArray[np.uint8]:
+def decode(content: bytes, name: str | Path, size: int, mode: str, *, is_photograph: bool = False) -> NDArray[np.uint8]:
     """uint8 [size, size, C] of an encoded image; ``mode`` is RGB (C = 3) or L (grey, C = 1).
 
     Both sides are resized at once (Lanczos), as in the files that circulate; an image that has the size is left as it
-    is. Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white. The orientation that a
-    camera may have noted beside the image is not looked at. ``name`` is for the message about a bad image.
+    is. Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white. ``is_photograph`` turns
+    the image as the camera noted; those of benchmarks are left as they are. ``name`` is for the message about a bad
+    image.
     """
     if not content:
         raise ValueError(f"image {name} is empty (0 bytes); replace it and start again, which goes on from there")
     try:
         with Image.open(BytesIO(content)) as image:
-            return standard(image, size, mode)
+            return standard(ImageOps.exif_transpose(image) if is_photograph else image, size, mode)
     except UnidentifiedImageError:
         raise ValueError(
             f"image {name} is not an image; replace it and start again, which goes on from there"

@@ -86,12 +86,18 @@ def test_every_kind_of_image_is_the_same(world, trained, tmp_path):
     assert expected.shape == (8, 4)
     np.testing.assert_allclose(expected.sum(1), 1)
     paths = [tmp_path / f"{i}.png" for i in range(len(QUERIES))]
-    for path, image in zip(paths, QUERIES, strict=True):
+    turned = [tmp_path / f"{i}-turned.png" for i in range(len(QUERIES))]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    for path, turned_path, image in zip(paths, turned, QUERIES, strict=True):
         image.save(path)
+        image.transpose(Image.Transpose.ROTATE_90).save(turned_path, exif=exif)
     arrays = np.stack([np.asarray(image) for image in QUERIES])
     kinds = {
         "paths": paths,
         "strings": np.array([str(path) for path in paths]),
+        "turned by the camera": turned,
+        "turned images": [Image.open(path) for path in turned],
         "array": arrays,
         "list of arrays": list(arrays),
         "fractions": arrays / 255,

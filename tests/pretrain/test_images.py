@@ -57,6 +57,17 @@ def test_every_mode_becomes_rgb(content, expected):
     assert np.abs(image.astype(int) - expected).max() <= 2
 
 
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photographs_are_turned_as_the_camera_noted(orientation, quarters):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(noise), exif=exif)
+    turned = decode(content, "a", 6, "RGB", is_photograph=True)
+    assert np.array_equal(turned, np.rot90(noise, quarters))  # of a quarter turn to the left
+    assert np.array_equal(decode(content, "a", 6, "RGB"), noise)
+
+
 def test_grey_is_one_channel():
     assert decode(encoded(Image.new("1", (105, 105), 1)), "a", 28, "L").shape == (28, 28, 1)
 
