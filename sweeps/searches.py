@@ -68,38 +68,38 @@ def opened(path: Path) -> Iterator[BaseStorage]:
 
 
 def history(state: Progress) -> Chart | None:
-    """Validation accuracy by trial: complete ones, pruned ones by their last validation, and the best so far."""
+    """Validation score by trial: complete ones, pruned ones by their last validation, and the best so far."""
     best: Points = []
     for trial in state.complete:
         assert trial.value is not None
-        before = best[-1][1] if best else 100 * trial.value
-        best += [(trial.number, before), (trial.number, max(before, 100 * trial.value))]
+        before = best[-1][1] if best else trial.value
+        best += [(trial.number, before), (trial.number, max(before, trial.value))]
     pruned = [(trial, list(trial.intermediate_values.values())) for trial in state.pruned]
     lines = [
         Line("best", "the best so far", best),
         *(dot("pruned", trial, values[-1]) for trial, values in pruned if values),
         *(dot("complete", trial, trial.value) for trial in state.complete if trial.value is not None),
     ]
-    return chart("best validation accuracy by trial", lines)
+    return chart("best validation score by trial", lines)
 
 
 def validations(state: Progress) -> Chart | None:
-    """Validation accuracy by meta-updates, a line for each trial."""
+    """Validation score by meta-updates, a line for each trial."""
     lines = [
         Line(
             kind,
             f"trial {trial.number}, {kind}",
-            [(at, 100 * value) for at, value in trial.intermediate_values.items()],
+            list(trial.intermediate_values.items()),
         )
         for kind, trials in (("pruned", state.pruned), ("complete", state.complete))
         for trial in trials
     ]
-    return chart("validation accuracy by updates, a line for each trial", lines)
+    return chart("validation score by updates, a line for each trial", lines)
 
 
 def dot(kind: str, trial: FrozenTrial, value: float) -> Line:
     """A trial as a point."""
-    return Line(kind, f"trial {trial.number}, {kind}: {100 * value:.2f} %", [(trial.number, 100 * value)])
+    return Line(kind, f"trial {trial.number}, {kind}: {value:.4f}", [(trial.number, value)])
 
 
 def command(study: Study) -> str | None:

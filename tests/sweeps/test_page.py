@@ -194,7 +194,7 @@ def test_a_search_in_a_journal(tmp_path):
     assert found.best_file == tmp_path / "a=b/trial-000/trained.json"
     by_trial, by_step = found.charts
     assert [line.label for line in by_trial.lines] == [
-        "the best so far", "trial 1, pruned: 60.00 %", "trial 0, complete: 80.00 %", "trial 2, complete: 70.00 %",
+        "the best so far", "trial 1, pruned: 0.6000", "trial 0, complete: 0.8000", "trial 2, complete: 0.7000",
     ]  # fmt: skip
     best, _, first, last = (line.points for line in by_trial.lines)
     assert {y for _, y in best} == {first[0][1]}
