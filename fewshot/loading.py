@@ -26,7 +26,8 @@ def from_checkpoint(path: Path, extractor: Path | None) -> Model:
     trained = rebuild(config["model"]["learner"], config["features"]["normalize"], checkpoint["state_dict"], path)
     origin = config["features_origin"]
     beside = path.absolute().parent.parent / config["data"]["pretrain"]["run"] / "best.ckpt"
-    if extractor is None and beside.is_file() and sha256(beside) == origin["checkpoint"]:
+    is_known = "_target_" not in config["backbone"]
+    if extractor is None and is_known and beside.is_file() and sha256(beside) == origin["checkpoint"]:
         extractor = beside
     known = {
         "learner": config["model"]["learner"],

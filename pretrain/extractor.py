@@ -83,6 +83,11 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
         config, weights = checkpoint["config"], checkpoint["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path} is not a checkpoint of stage 1, or is damaged: {error}") from error
+    if "_target_" in config["backbone"]:
+        raise ValueError(
+            f"extractor {path} is a {config['backbone']['_target_']}, a network of your own, which is not built from a "
+            f"checkpoint; make features with it, and give those to FewShotClassifier in place of images"
+        )
     network = {key: config["backbone"][key] for key in ("depth", "width", "strides")}
     extractor = Extractor(
         network=network | {"in_channels": weights["network.stem.weight"].shape[1]},

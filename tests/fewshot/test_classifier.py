@@ -19,6 +19,7 @@ from leo.episodes import Tasks
 from leo.features import Normalizer, load_splits
 from leo.leo import LEO
 from leo.meta_sgd import MetaSGD
+from runner.files import sha256
 from tests.fewshot.conftest import stripes
 from tests.leo.test_leo import DEFAULTS
 
@@ -205,6 +206,24 @@ def test_mistakes_get_one_clear_message(world, trained, tmp_path):
             lambda: trained.fit([images[0], np.full((16, 16), 7.0)], [0, 1]))  # fmt: skip
     (tmp_path / "text.png").write_text("no image")
     refused("text.png is not an image", lambda: trained.fit([images[0], tmp_path / "text.png"], [0, 1]))
+
+
+def test_a_network_of_ones_own_is_not_built_but_its_features_are_taken(world, tmp_path):
+    shutil.copytree(world / "runs", tmp_path / "runs")
+    (stage_1,) = (tmp_path / "runs").glob("pretrain-*/best.ckpt")
+    paths = {"learner": tmp_path / "runs" / "learner" / "best.ckpt", "extractor": stage_1}
+    checkpoints = {name: torch.load(path, weights_only=True) for name, path in paths.items()}
+    for name in ("extractor", "learner"):
+        checkpoints[name]["config"]["backbone"]["_target_"] = "mine.Network"
+        torch.save(checkpoints[name], paths[name])
+        checkpoints["learner"]["config"]["features_origin"]["checkpoint"] = sha256(stage_1)
+    with pytest.raises(ValueError, match="is a mine.Network, a network of your own, .*; make features with it"):
+        FewShotClassifier.load(paths["learner"], extractor=stage_1)
+    classifier = FewShotClassifier.load(paths["learner"])
+    with pytest.raises(ValueError, match="without its extractor"):
+        classifier.fit(IMAGES[:4], [0, 0, 1, 1])
+    features = np.random.default_rng(0).normal(size=(4, 64))
+    assert classifier.fit(features, [0, 0, 1, 1]).predict(features).shape == (4,)
 
 
 def test_a_larger_grey_or_transparent_image_is_made_to_fit(trained):
