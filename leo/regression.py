@@ -270,7 +270,11 @@ class ModelMetaSGD(ModelLearner):
         self.num_steps = num_steps
         self.initial_parameters = nn.Parameter(model.scale * torch.randn(len(model.scale)))
         rates = torch.full_like(model.scale, float(inner_lr))
-        self.inner_lr = nn.Parameter(rates, requires_grad=learn_rates)
+        self.inner_lr: Tensor
+        if learn_rates:
+            self.inner_lr = nn.Parameter(rates)
+        else:
+            self.register_buffer("inner_lr", rates)
 
     def adapt(self, x: Float[Tensor, "B K X"], y: Float[Tensor, "B K Y"]) -> Float[Tensor, "B P"]:
         """The parameters after ``num_steps`` gradient steps on the support loss."""

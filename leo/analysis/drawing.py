@@ -132,26 +132,26 @@ def learned_rates(logged: dict[str, list[Rate]], final: dict[str, Tensor]) -> Fi
     return figure
 
 
-def inner_steps(rows: list[tuple[Any, ...]]) -> Figure:
-    """Accuracy by number of steps, a panel for each loop; a dot where training was."""
+def inner_steps(rows: list[tuple[Any, ...]], label: str, factor: int) -> Figure:
+    """``factor`` times the rows' numbers by number of steps, a panel for each loop; a dot where training was."""
     loops = list(dict.fromkeys(row[1] for row in rows))
     figure, grid = panels(1, len(loops), 1 + 4.5 * len(loops), 4.0, sharey=True, squeeze=False)
     colour = colours(row[0] for row in rows)
     for axes, loop in zip(grid[0], loops, strict=True):
         for name in dict.fromkeys(row[0] for row in rows if row[1] == loop):
-            trained, steps, accuracy, interval = np.array([row[2:] for row in rows if row[:2] == (name, loop)]).T
-            axes.plot(steps, 100 * accuracy, color=colour[name], label=name)
-            low, high = 100 * (accuracy - interval), 100 * (accuracy + interval)
-            axes.fill_between(steps, low, high, color=colour[name], alpha=0.2, linewidth=0)
+            trained, steps, value, interval = np.array([row[2:] for row in rows if row[:2] == (name, loop)]).T
+            value, interval = factor * value, factor * interval
+            axes.plot(steps, value, color=colour[name], label=name)
+            axes.fill_between(steps, value - interval, value + interval, color=colour[name], alpha=0.2, linewidth=0)
             if trained[0] <= steps[-1]:
-                axes.plot(trained[0], 100 * accuracy[int(trained[0])], "o", color=colour[name])
+                axes.plot(trained[0], value[int(trained[0])], "o", color=colour[name])
         axes.set_xlabel(f"steps in {SPACES[loop]}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
         axes.set_xlim(-0.5, max(row[3] for row in rows) + 0.5)
         axes.grid(color=GREY)
         axes.legend(title="dot: as trained; band: 95 % interval")
-    grid[0, 0].set_ylabel("test accuracy [%]")
-    figure.suptitle("Accuracy by number of inner steps, the other loop as trained")
+    grid[0, 0].set_ylabel(label)
+    figure.suptitle("By number of inner steps, the other loop as trained")
     return figure
 
 

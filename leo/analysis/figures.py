@@ -1,7 +1,8 @@
 """Each figure of trained methods: its numbers as a table, a summary of them, and the picture."""
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from hydra.utils import instantiate
@@ -59,7 +60,16 @@ class Question(NamedTuple):
         return [method for method in self.methods if isinstance(method.learner, LEO)]
 
 
-def learned_rates(question: Question) -> Outcome | None:
+@runtime_checkable
+class OfMethods(Protocol):
+    """Any question about trained methods."""
+
+    @property
+    def methods(self) -> Sequence[Any]:
+        """Each with a name, a learner and a checkpoint."""
+
+
+def learned_rates(question: OfMethods) -> Outcome | None:
     """The means of the learned inner rates over training, and all of them at the end."""
     logged, final = {}, {}
     rows: list[tuple[Any, ...]] = []
@@ -165,7 +175,7 @@ def inner_steps(question: Question) -> Outcome | None:
         log.info("inner_steps: skipped, no method takes steps")
         return None
     columns = ("method", "loop", "trained_steps", "steps", "accuracy", "interval95")
-    return Outcome(columns, rows, summary, drawing.inner_steps(rows))
+    return Outcome(columns, rows, summary, drawing.inner_steps(rows, "test accuracy [%]", 100))
 
 
 def calibration(question: Question) -> Outcome:

@@ -8,12 +8,12 @@ from torch import Tensor
 from leo.episodes import TaskIndices
 from leo.evaluate import Scorer
 from leo.features import FeatureTable
-from leo.learner import Learner
+from leo.learner import Learner, MetaLearner
 
 LOOPS = {"num_latent_steps": "latent", "num_finetune_steps": "weight", "num_steps": "weight"}
 
 
-def trained_steps(learner: Learner) -> dict[str, int]:
+def trained_steps(learner: MetaLearner) -> dict[str, int]:
     """The number of steps of each loop that has learned rates, by the attribute that says it."""
     return {name: getattr(learner, name) for name in LOOPS if getattr(learner, name, 0)}
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from leo.learner import Learner
+from leo.learner import MetaLearner
 
 
 class Rate(NamedTuple):
@@ -30,6 +30,6 @@ def logged_rates(path: Path) -> list[Rate]:
         ]
 
 
-def final_rates(learner: Learner) -> dict[str, Float[Tensor, " n"]]:
+def final_rates(learner: MetaLearner) -> dict[str, Float[Tensor, " n"]]:
     """All elements of each of the learner's vectors of rates."""
     return {name: value.flatten() for name, value in learner.named_parameters() if name.endswith("_lr")}

@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from leo.analysis.figures import FIGURES, Outcome, Question
 from leo.analysis.methods import Sizes, load_methods
+from leo.analysis.models import MODEL_FIGURES, model_question
 from leo.features import load_splits
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
@@ -28,14 +30,18 @@ def analyze(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         raise ValueError("stage=analyze needs checkpoint=PATH, the best.ckpt of a run folder")
     check_settings(cfg.stage)
-    paths = list(map(Path, dict.fromkeys([cfg.checkpoint, *cfg.stage.compare])))
-    tables = load_splits(Path(cfg.features.folder))
-    sizes = Sizes(cfg.num_way, cfg.num_shot, cfg.num_query)
     torch.set_num_threads(1)  # products are small: more are no faster, and far slower on a busy machine
-    methods = load_methods(paths, tables, sizes)
-    question, folder = Question(methods, sizes, cfg.stage), Path(cfg.run_dir)
+    sizes, folder = Sizes(cfg.num_way, cfg.num_shot, cfg.num_query), Path(cfg.run_dir)
+    question: Any
+    figures: Mapping[str, Callable[[Any], Outcome | None]]
+    if cfg.features.folder is None:
+        question, figures = model_question(cfg), MODEL_FIGURES
+    else:
+        paths = list(map(Path, dict.fromkeys([cfg.checkpoint, *cfg.stage.compare])))
+        question = Question(load_methods(paths, load_splits(Path(cfg.features.folder)), sizes), sizes, cfg.stage)
+        figures = FIGURES
     config = {
-        "checkpoints": {method.name: str(method.checkpoint) for method in methods},
+        "checkpoints": {method.name: str(method.checkpoint) for method in question.methods},
         "features": cfg.features.folder,
         **sizes._asdict(),
         **{key: value for key, value in as_dict(cfg.stage).items() if key not in ("tasks", "compare", "folder")},
@@ -43,8 +49,8 @@ def analyze(cfg: DictConfig) -> None:
     start, summaries = time.perf_counter(), {}
     columns = ("{task.description:13}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with run_folder(folder, config), Progress(*columns, disable=shares_terminal()) as progress:
-        bar = progress.add_task("", total=len(FIGURES))
-        for name, figure in FIGURES.items():
+        bar = progress.add_task("", total=len(figures))
+        for name, figure in figures.items():
             progress.update(bar, description=name)
             outcome = figure(question)
             if outcome is not None:

@@ -155,7 +155,7 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
 
 
 def test_every_configured_classifier_has_a_name():
-    """conf/model/model_*.yaml are learners that generate a whole model, which the analysis does not look into."""
+    """conf/model/model_*.yaml are learners that generate a whole model, which are composed, not found by name."""
     paths = [path for path in (ROOT / "conf" / "model").glob("*.yaml") if not path.name.startswith("model_")]
     targets = {OmegaConf.load(path).learner._target_ for path in paths}
     assert targets == set(METHODS)
