@@ -203,7 +203,7 @@ def show(outcome: Outcome, num_shown: int, console: Console) -> None:
         console.print(f"... and {len(predictions) - num_shown:,} more in predictions.csv")
     console.print(f"{len(predictions):,} images: " + ", ".join(f"{escape(k)} {n:,}" for k, n in counts.most_common(10)))
     if outcome.unreadable:
-        console.print(f"[yellow]{len(outcome.unreadable):,} files were skipped:")
+        console.print(f"[yellow]Skipped {len(outcome.unreadable):,}:")
         for skipped in outcome.unreadable[:num_shown]:
             console.print(f"  {escape(skipped.reason)}")
         if len(outcome.unreadable) > num_shown:

@@ -48,7 +48,7 @@ def test_predictions_of_a_folder(run, world, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     assert "and 1 more in predictions.csv" in out
-    assert "2 files were skipped" in out
+    assert "Skipped 2:" in out
     assert "broken.pngisempty" in "".join(out.split())  # lines break anywhere
     assert page.count("data:image/jpeg;base64,") == 3 + 9
     assert "class &lt;41&gt; &amp; [b]" in page
