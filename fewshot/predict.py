@@ -25,6 +25,7 @@ from fewshot.model import Model
 from fewshot.outcome import Outcome, Prediction
 from fewshot.page import page, shown_paths, thumbnail
 from pretrain.extractor import Extractor
+from runner.config import check_whole_numbers
 from runner.files import whole_file, write_text
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,8 @@ def predict(cfg: DictConfig) -> None:
             "to classify; the same folder twice tests by leave-one-out"
         )
     settings, console, support, query = cfg.stage, Console(), Path(cfg.support), Path(cfg.query)
-    for key, limit in {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}.items():
-        if not isinstance(settings[key], int) or settings[key] < limit:
-            raise ValueError(f"stage.{key}={settings[key]} must be a whole number of at least {limit}")
+    smallest = {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}
+    check_whole_numbers(cfg, {f"stage.{key}": limit for key, limit in smallest.items()})
     is_same = support.resolve() == query.resolve()
     members = class_folders(support, "support")
     queries = [] if is_same else query_files(query, "query")

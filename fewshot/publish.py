@@ -16,6 +16,7 @@ from fewshot.loading import load
 from fewshot.model import Model
 from fewshot.package import MANIFEST, write_manifest, write_pieces
 from leo.support import Support
+from runner.config import check_whole_numbers
 from runner.files import whole_folder, write_text
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ def program(model: Model, num_query: int) -> torch.export.ExportedProgram:
 
 def package(cfg: DictConfig) -> None:
     """Write the package of ``cfg.checkpoint``, or of the run that the configuration names, whole or not at all."""
-    if cfg.stage.num_query < 1:
-        raise ValueError(f"stage.num_query={cfg.stage.num_query} must be at least 1")
+    check_whole_numbers(cfg, {"stage.num_query": 1})
     if cfg.checkpoint is not None and Path(cfg.checkpoint, MANIFEST).is_file():
         raise ValueError(f"checkpoint={cfg.checkpoint} is a package already; copy it")
     folder = Path(cfg.stage.output)

@@ -21,7 +21,7 @@ from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
-from runner.config import without_paths
+from runner.config import check_whole_numbers, without_paths
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
@@ -258,10 +258,7 @@ def check_numbers(cfg: DictConfig) -> None:
     smallest |= {} if cfg.num_way is None else {"num_way": 2}
     smallest |= {} if cfg.test.num_tasks is None else {"test.num_tasks": 2}
     smallest |= {} if cfg.threads is None else {"threads": 1}
-    for key, limit in smallest.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < limit:
-            raise ValueError(f"{key}={value} must be a whole number of at least {limit}")
+    check_whole_numbers(cfg, smallest)
 
 
 def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:

@@ -1,6 +1,6 @@
-"""What of a configuration results follow from; and a check of experiment files that Hydra does not make."""
+"""What of a configuration results follow from; and checks of its keys and numbers that Hydra does not make."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +19,14 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
             group = group | {"source": {name: value for name, value in group["source"].items() if name != "path"}}
         kept[key] = group
     return kept
+
+
+def check_whole_numbers(cfg: DictConfig, smallest: Mapping[str, int]) -> None:
+    """Raise where one of the keys of ``smallest`` is not a whole number, or is below its limit."""
+    for key, limit in smallest.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < limit:
+            raise ValueError(f"{key}={value} must be a whole number of at least {limit}")
 
 
 def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -18,6 +18,20 @@ import train  # noqa: F401  (registers the resolver that the configuration uses)
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: several run at a time
 ROOT = Path(__file__).parent.parent
+# All three stages on glyphs in seconds: few images, a narrow extractor, few steps.
+TINY_GLYPHS = [
+    "data.source.images_per_class=6",
+    "backbone.width=1",
+    "data.pretrain.max_steps=4",
+    "data.pretrain.val_every=4",
+    "data.pretrain.schedule.num_warmup=1",
+    "max_steps=20",
+    "val={every: 10, num_tasks: 20}",
+    "test.num_tasks=30",
+    "num_query=3",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=2",
+]
 
 
 @pytest.fixture

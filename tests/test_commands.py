@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from leo.run import meta_train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_GLYPHS
 
 
 def command(*overrides):
@@ -87,20 +87,7 @@ def test_a_killed_and_resumed_run_ends_as_the_uninterrupted_one(tmp_path, toy_ov
 
 def test_three_stages_of_a_tiny_data_set(tmp_path):
     """Glyphs with few images, a narrow extractor, all built by the one command; then the table."""
-    small = [
-        "data.source.images_per_class=6",
-        "backbone.width=1",
-        "data.pretrain.max_steps=4",
-        "data.pretrain.val_every=4",
-        "data.pretrain.schedule.num_warmup=1",
-        "max_steps=20",
-        "val={every: 10, num_tasks: 20}",
-        "test.num_tasks=30",
-        "num_query=3",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=2",
-    ]
-    trained = run(tmp_path, *small, "run_dir=runs/glyphs_1shot-none-seed0")
+    trained = run(tmp_path, *TINY_GLYPHS, "run_dir=runs/glyphs_1shot-none-seed0")
     assert trained.returncode == 0, trained.stderr
     result = json.loads((tmp_path / "runs/glyphs_1shot-none-seed0/result.json").read_text())
     assert result["experiment"] == "glyphs_1shot"
@@ -128,7 +115,7 @@ def test_three_stages_of_a_tiny_data_set(tmp_path):
     shown = run(tmp_path, "stage=report")
     assert shown.returncode == 0, shown.stderr
     assert f"{100 * result['accuracy']:.2f}" in shown.stdout
-    changed = run(tmp_path, *small, "backbone.dropout=0.5")
+    changed = run(tmp_path, *TINY_GLYPHS, "backbone.dropout=0.5")
     assert changed.returncode == 1
     assert "was made with other settings of stage 1 (backbone.dropout: 0.0 -> 0.5); delete it" in changed.stderr
 

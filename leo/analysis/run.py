@@ -16,6 +16,7 @@ from leo.analysis.figures import FIGURES, Outcome, Question
 from leo.analysis.methods import Sizes, load_methods
 from leo.analysis.models import MODEL_FIGURES, model_question
 from leo.features import load_splits
+from runner.config import check_whole_numbers
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
 from runner.terminal import shares_terminal
@@ -29,7 +30,8 @@ def analyze(cfg: DictConfig) -> None:
     """Write each figure as PNG and SVG with its numbers as CSV, and what they come to as ``analysis.json``."""
     if cfg.checkpoint is None:
         raise ValueError("stage=analyze needs checkpoint=PATH, the best.ckpt of a run folder")
-    check_settings(cfg.stage)
+    smallest = {"num_tasks": 2, "max_inner_steps": 0, "num_samples": 1, "num_bins": 1}
+    check_whole_numbers(cfg, {f"stage.{key}": limit for key, limit in smallest.items()})
     torch.set_num_threads(1)  # products are small: more are no faster, and far slower on a busy machine
     sizes, folder = Sizes(cfg.num_way, cfg.num_shot, cfg.num_query), Path(cfg.run_dir)
     question: Any
@@ -60,13 +62,6 @@ def analyze(cfg: DictConfig) -> None:
         seconds = time.perf_counter() - start
         write_json(folder / "analysis.json", {**config, "seconds": seconds, "figures": summaries})
     log.info("%s holds %s, and analysis.json; %.0f s", folder, ", ".join(summaries), seconds)
-
-
-def check_settings(settings: DictConfig) -> None:
-    """Raise where a number of ``conf/stage/analyze.yaml`` makes no sense."""
-    for key, limit in {"num_tasks": 2, "max_inner_steps": 0, "num_samples": 1, "num_bins": 1}.items():
-        if not isinstance(settings[key], int) or settings[key] < limit:
-            raise ValueError(f"stage.{key}={settings[key]} must be a whole number of at least {limit}")
 
 
 def save(outcome: Outcome, folder: Path, name: str) -> None:

@@ -8,22 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_GLYPHS
 
 pytestmark = pytest.mark.slow
-SMALL = [
-    "data.source.images_per_class=6",
-    "backbone.width=1",
-    "data.pretrain.max_steps=4",
-    "data.pretrain.val_every=4",
-    "data.pretrain.schedule.num_warmup=1",
-    "max_steps=20",
-    "val={every: 10, num_tasks: 20}",
-    "test.num_tasks=30",
-    "num_query=3",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=2",
-]
 PICTURES = ("support", "predictions", "accuracy", "codes")
 
 
@@ -42,7 +29,7 @@ def trained(tmp_path_factory):
     for run in ("none-seed0", "none-seed1", "no_finetuning-seed0", "no_finetuning-seed1", "deterministic-seed7"):
         ablation, seed = run.split("-seed")
         made = call(
-            folder, "train.py", *SMALL, f"ablation={ablation}", f"seed={seed}", f"run_dir=runs/glyphs_1shot-{run}"
+            folder, "train.py", *TINY_GLYPHS, f"ablation={ablation}", f"seed={seed}", f"run_dir=runs/glyphs_1shot-{run}"
         )
         assert made.returncode == 0, made.stderr
     return folder

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_GLYPHS
 from tests.sweeps.test_launchers import needs
 from tests.sweeps.test_search import ONE_VALUE
 from tests.test_commands import command
@@ -50,19 +50,7 @@ def test_the_jobs_of_two_seeds_share_one_search(tmp_path, toy_overrides):
 @pytest.mark.slow
 def test_runs_that_start_together_make_missing_features_once(tmp_path):
     needs("joblib")
-    small = [
-        "data.source.images_per_class=6",
-        "backbone.width=1",
-        "data.pretrain.max_steps=4",
-        "data.pretrain.val_every=4",
-        "data.pretrain.schedule.num_warmup=1",
-        "max_steps=10",
-        "val={every: 10, num_tasks: 20}",
-        "test.num_tasks=30",
-        "num_query=3",
-        "trainer.accelerator=cpu",
-    ]
-    runs = sweep(tmp_path, small, "seed=0,1", "hydra/launcher=joblib")
+    runs = sweep(tmp_path, TINY_GLYPHS, "seed=0,1", "hydra/launcher=joblib")
     assert sorted(runs) == [0, 1]
     made = [json.loads(path.read_text())["config"]["features_origin"]["checkpoint"] for path in runs.values()]
     assert made[0] == made[1]
