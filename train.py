@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import check_keys
+from runner.errors import InputError
 
 # What the command line changes becomes part of the run folder's name.
 OmegaConf.register_new_resolver("variant", lambda overrides: overrides and "-" + overrides.replace("/", "_")[:150])
@@ -26,10 +27,11 @@ def main(cfg: DictConfig) -> float | None:
         for task in cfg.stage.tasks:
             outcome = get_method(task)(cfg)
         return outcome
-    except (ValueError, FileNotFoundError, OmegaConfBaseException, InstantiationException) as error:
-        if "HYDRA_FULL_ERROR" in os.environ:
-            raise
+    except (InputError, OmegaConfBaseException, InstantiationException) as error:
         said = error.__cause__ if isinstance(error, InstantiationException) else error
+        is_users = isinstance(said, (InputError, OmegaConfBaseException, ImportError))
+        if not is_users or "HYDRA_FULL_ERROR" in os.environ:
+            raise
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise RuntimeError(str(said)) from None  # the other runs go on
         sys.exit(f"error: {said}\n(HYDRA_FULL_ERROR=1 shows where)")

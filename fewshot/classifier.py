@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 from fewshot.images import are_images, pixels
 from fewshot.loading import load
 from fewshot.model import Model, nearest_centroid
+from runner.errors import InputError
 
 ROWS_PER_PART = 4096  # of features, scored at a time
 
@@ -94,9 +95,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"y has one class only ({classes[0]}); give examples of at least two classes")
+            raise InputError(f"y has one class only ({classes[0]}); give examples of at least two classes")
         if self.num_samples < 0 or self.batch_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_samples={self.num_samples} must be at least 0, batch_size={self.batch_size} at least 1"
             )
         model = self._model(None if are_images(X) else X.shape[1])
@@ -128,13 +129,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """The model on its device, for features of width ``num_features``, or, where that is None, for images."""
         if self.model is None:
             if num_features is None:
-                raise ValueError(
+                raise InputError(
                     "FewShotClassifier() without a model knows features only; for images take "
                     "FewShotClassifier.load(PATH), with a checkpoint of meta-training or a package"
                 )
             return nearest_centroid(num_features).to(self.device)
         if num_features not in (None, self.model.num_features):
-            raise ValueError(
+            raise InputError(
                 f"X has n_features={num_features}, and the learner of {self.model.source} takes "
                 f"{self.model.num_features}: those of layer {self.model.config['features_origin']['layer']} of its "
                 f"extractor; give those, or the images"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewshot.images import pixels
 from pretrain.extractor import Extractor
+from runner.errors import InputError, MissingFileError
 
 
 class Unreadable(NamedTuple):
@@ -38,10 +39,10 @@ def class_folders(root: Path, key: str) -> dict[str, list[Path]]:
     folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
     if len(folders) < 2:
         found = f"one class folder only ({folders[0].name})" if folders else "no class folders"
-        raise ValueError(f"{key}={root} has {found}; it needs at least two, one for each class, with images in them")
+        raise InputError(f"{key}={root} has {found}; it needs at least two, one for each class, with images in them")
     members = {folder.name: files_below(folder) for folder in folders}
     if empty := [name for name, files in members.items() if not files]:
-        raise ValueError(f"class folder {root / empty[0]} is empty; put images into it, or remove it")
+        raise InputError(f"class folder {root / empty[0]} is empty; put images into it, or remove it")
     return members
 
 
@@ -56,14 +57,14 @@ def query_files(root: Path, key: str) -> list[Path]:
     check_folder(root, key)
     files = files_below(root)
     if not files:
-        raise ValueError(f"{key}={root} is empty; put images into it")
+        raise InputError(f"{key}={root} is empty; put images into it")
     return files
 
 
 def check_folder(root: Path, key: str) -> None:
     """Raise where ``root`` is not a folder."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{key}={root} is not a folder; give one with images")
+        raise MissingFileError(f"{key}={root} is not a folder; give one with images")
 
 
 def read(paths: list[Path], extractor: Extractor) -> Readable:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pretrain.sources.images import decode, standard
+from runner.errors import InputError
 
 
 def are_images(X: Any) -> bool:
@@ -48,13 +49,13 @@ def as_uint8(image: NDArray[Any] | Tensor, name: str) -> NDArray[np.uint8]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
-        raise ValueError(
+        raise InputError(
             f"{name} has the shape {list(image.shape)}; pixels are [H, W] or [H, W, C] with C of 1, 3 or 4"
         )
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating) or array.min() < 0 or array.max() > 1:
-        raise ValueError(
+        raise InputError(
             f"{name} holds {array.dtype} numbers from {array.min()} to {array.max()}; pixels are uint8, 0 to 255, or "
             f"fractions, 0 to 1"
         )

@@ -7,6 +7,7 @@ from fewshot.package import MANIFEST, read_package
 from leo.run import read_checkpoint
 from leo.trained import rebuild
 from pretrain.extractor import read_extractor
+from runner.errors import InputError
 from runner.files import sha256
 
 
@@ -14,7 +15,7 @@ def load(path: Path, extractor: Path | None) -> Model:
     """The model at ``path``. ``extractor`` is that of a checkpoint, where it is not beside its run folder."""
     if (path / MANIFEST).is_file():
         if extractor is not None:
-            raise ValueError(f"{path} is a package, which has its extractor; leave out extractor={extractor}")
+            raise InputError(f"{path} is a package, which has its extractor; leave out extractor={extractor}")
         return read_package(path)
     return from_checkpoint(path / "best.ckpt" if path.is_dir() else path, extractor)
 

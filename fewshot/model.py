@@ -12,6 +12,7 @@ from leo.leo import LEO
 from leo.prototypes import NearestCentroid
 from leo.support import Support
 from pretrain.extractor import Extractor
+from runner.errors import InputError
 
 
 class Model(NamedTuple):
@@ -50,11 +51,11 @@ class Model(NamedTuple):
             return self.extractor
         origin = self.config["features_origin"]
         if not origin["checkpoint"]:
-            raise ValueError(
+            raise InputError(
                 f"{self.source} was trained on features that no extractor of stage 1 makes of images (layer "
                 f"{origin['layer']} of {origin['extractor'] or 'none'}); give features, or train on those of stage 1"
             )
-        raise ValueError(
+        raise InputError(
             f"{self.source} holds a learner of features without its extractor, which images need: "
             f"{origin['extractor']} trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give "
             f"extractor=PATH, the run folder of stage 1 or its best.ckpt, or take a package instead (python train.py "
@@ -65,7 +66,7 @@ class Model(NamedTuple):
         """The learner, which must be one that samples."""
         if isinstance(self.learner, LEO) and self.learner.stochastic:
             return self.learner
-        raise ValueError(
+        raise InputError(
             f"num_samples={num_samples} asks for sampled adaptations, which the learner of {self.source} does not have "
             f"(LEO with stochastic=true does); leave num_samples at 0"
         )

@@ -15,6 +15,7 @@ from torch import nn
 from fewshot.model import Model
 from leo.trained import rebuild
 from pretrain.extractor import Extractor
+from runner.errors import InputError
 from runner.files import sha256, whole_file
 from runner.folder import write_json
 
@@ -43,14 +44,14 @@ def check_manifest(folder: Path) -> None:
     try:
         hashes = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is not a manifest ({error}); {remedy}") from error
+        raise InputError(f"{folder / MANIFEST} is not a manifest ({error}); {remedy}") from error
     for name in (CONFIG, LEARNER, EXTRACTOR, *hashes):
         if name not in hashes:
-            raise ValueError(f"{folder / MANIFEST} does not name {name}; {remedy}")
+            raise InputError(f"{folder / MANIFEST} does not name {name}; {remedy}")
         if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{folder} lacks {name}, which its manifest names; {remedy}")
+            raise InputError(f"{folder} lacks {name}, which its manifest names; {remedy}")
         if (found := sha256(folder / name)) != hashes[name]:
-            raise ValueError(
+            raise InputError(
                 f"{folder / name} is changed or damaged: its SHA-256 is {found[:12]}..., the manifest says "
                 f"{str(hashes[name])[:12]}...; {remedy}"
             )
@@ -62,10 +63,10 @@ def read_package(folder: Path) -> Model:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
-            raise ValueError(f"its format is {config['format']!r}, expected {FORMAT!r}")
+            raise InputError(f"its format is {config['format']!r}, expected {FORMAT!r}")
         trained = rebuild(config["learner"], config["normalize"], load_file(folder / LEARNER), "it")
         extractor = Extractor(**config["extractor"])
         extractor.load_state_dict(load_file(folder / EXTRACTOR))
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"package {folder} cannot be used: {error}") from error
+        raise InputError(f"package {folder} cannot be used: {error}") from error
     return Model(*trained, extractor, config, str(folder))

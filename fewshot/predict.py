@@ -26,6 +26,7 @@ from fewshot.outcome import Outcome, Prediction
 from fewshot.page import page, shown_paths, thumbnail
 from pretrain.extractor import Extractor
 from runner.config import check_whole_numbers
+from runner.errors import InputError
 from runner.files import whole_file, write_text
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 def predict(cfg: DictConfig) -> None:
     """Classify the images below ``cfg.query`` by those of ``cfg.support``; write predictions.csv and .html."""
     if cfg.support is None or cfg.query is None:
-        raise ValueError(
+        raise InputError(
             "stage=predict needs support=DIR, with one folder of images for each class, and query=DIR, with the images "
             "to classify; the same folder twice tests by leave-one-out"
         )
@@ -95,8 +96,8 @@ def readable_classes(
             continue
         why = "".join(f"; {reasons[path]}" for path in members[name] if path in reasons)
         if needed == 1:
-            raise ValueError(f"class {name!r} of support={support} has no image that can be read{why}")
-        raise ValueError(
+            raise InputError(f"class {name!r} of support={support} has no image that can be read{why}")
+        raise InputError(
             f"class {name!r} of support={support} has {len(paths)} image(s) that can be read, and leave-one-out (query "
             f"is the same folder) needs two of each class: one to leave out, one to learn from{why}"
         )
@@ -165,7 +166,7 @@ def predicted(
         unreadable += found.unreadable
         progress.advance(bar, len(paths))
     if not predictions:
-        raise ValueError(f"none of the {len(queries)} files of query={cfg.query} can be read; {unreadable[-1].reason}")
+        raise InputError(f"none of the {len(queries)} files of query={cfg.query} can be read; {unreadable[-1].reason}")
     return Outcome(predictions, classes, unreadable)
 
 

@@ -17,6 +17,7 @@ from fewshot.model import Model
 from fewshot.package import MANIFEST, write_manifest, write_pieces
 from leo.support import Support
 from runner.config import check_whole_numbers
+from runner.errors import InputError
 from runner.files import whole_folder, write_text
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def package(cfg: DictConfig) -> None:
     """Write the package of ``cfg.checkpoint``, or of the run that the configuration names, whole or not at all."""
     check_whole_numbers(cfg, {"stage.num_query": 1})
     if cfg.checkpoint is not None and Path(cfg.checkpoint, MANIFEST).is_file():
-        raise ValueError(f"checkpoint={cfg.checkpoint} is a package already; copy it")
+        raise InputError(f"checkpoint={cfg.checkpoint} is a package already; copy it")
     folder = Path(cfg.stage.output)
     model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
     model.needed_extractor()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from leo.features import FeatureTable
 from leo.stream import BatchStream
+from runner.errors import InputError
 
 
 class TaskIndices(NamedTuple):
@@ -66,12 +67,12 @@ def gather(table: FeatureTable, tasks: TaskIndices, num_shot: int) -> Tasks:
 def check_task_size(table: FeatureTable, split: str, num_way: int, num_shot: int, num_query: int) -> None:
     """Raise where a task of this size cannot be drawn from ``table``."""
     if num_way > len(table.class_names):
-        raise ValueError(
+        raise InputError(
             f"num_way={num_way} exceeds the {len(table.class_names)} classes of the {split} split; lower num_way"
         )
     smallest = int(table.class_sizes.argmin())
     if num_shot + num_query > table.class_sizes[smallest]:
-        raise ValueError(
+        raise InputError(
             f"class {table.class_names[smallest]!r} of the {split} split has {int(table.class_sizes[smallest])} "
             f"images, num_shot + num_query needs {num_shot} + {num_query} = {num_shot + num_query}; "
             f"lower one of them or drop the class"

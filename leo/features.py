@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from runner.errors import InputError, MissingFileError
+
 FORMAT = "leo-features-1"
 NORMALIZATIONS = ("l2", "standardize")
 
@@ -44,7 +46,7 @@ def load_features(folder: Path, split: str) -> FeatureTable:
     """The table of ``split`` in ``folder``, after every check that a file can fail."""
     path = folder / f"{split}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"feature file {path} is missing; `python train.py stage=pretrain` with the same data, backbone and "
             f"features writes it"
         )
@@ -53,30 +55,30 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(
+        raise InputError(
             f"feature file {path} is truncated or not a safetensors file ({error}); export it again"
         ) from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a feature file: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
             f"export it with `python train.py stage=pretrain`"
         )
     if metadata["split"] != split:
-        raise ValueError(f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?")
+        raise InputError(f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?")
     features, offsets = tensors["features"], tensors["offsets"]
     class_names = json.loads(metadata["class_names"])
     if features.dtype != torch.float32 or features.ndim != 2 or offsets.dtype != torch.int64 or offsets.ndim != 1:
-        raise ValueError(
+        raise InputError(
             f"{path} holds features {features.dtype} {list(features.shape)} and offsets {offsets.dtype} "
             f"{list(offsets.shape)}; expected float32 [n, D] and int64 [C + 1]; export it again"
         )
     if offsets[0] != 0 or offsets[-1] != len(features) or (offsets.diff() < 1).any():
-        raise ValueError(
+        raise InputError(
             f"the class offsets of {path} must rise from 0 to its {len(features)} images without an empty class; "
             f"export it again"
         )
     if len(class_names) != len(offsets) - 1 or len(set(class_names)) != len(class_names):
-        raise ValueError(
+        raise InputError(
             f"{path} names {len(set(class_names))} different classes for {len(offsets) - 1} groups of images; "
             f"export it again"
         )
@@ -84,7 +86,7 @@ def load_features(folder: Path, split: str) -> FeatureTable:
     if not finite.all():
         row = int((~finite).nonzero()[0])
         name = class_names[int(torch.searchsorted(offsets, row, right=True)) - 1]
-        raise ValueError(
+        raise InputError(
             f"{path} has NaN or infinite features in {int((~finite).sum())} of {len(features)} images, first in "
             f"image {row} (class {name!r}); export it again from a sound extractor"
         )
@@ -99,7 +101,7 @@ def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")
     for split in others:
         for key, value in tables[first].origin.items():
             if tables[split].origin[key] != value:
-                raise ValueError(
+                raise InputError(
                     f"{folder}: {first} and {split} differ in {key} ({value!r}, {tables[split].origin[key]!r}); "
                     f"export the splits again from one extractor"
                 )
@@ -107,7 +109,7 @@ def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")
     for split, table in tables.items():
         for name in table.class_names:
             if name in owner:
-                raise ValueError(
+                raise InputError(
                     f"{folder}: class {name!r} is in {owner[name]} and in {split}; splits must be disjoint"
                 )
             owner[name] = split
@@ -138,7 +140,7 @@ class Normalizer(nn.Module):
     def __init__(self, kind: str, num_features: int) -> None:
         super().__init__()
         if kind not in NORMALIZATIONS:
-            raise ValueError(f"features.normalize={kind!r} is unknown; choose one of {', '.join(NORMALIZATIONS)}")
+            raise InputError(f"features.normalize={kind!r} is unknown; choose one of {', '.join(NORMALIZATIONS)}")
         self.kind = kind
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))

@@ -15,6 +15,7 @@ from leo.functions import ModelTasks, fit, nearest_family, values
 from leo.model_problem import ModelProblem, predict, sample_models
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, load_weights, make_problem
+from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import write_json
 
@@ -33,7 +34,7 @@ def draw(cfg: DictConfig) -> None:
     """
     problem = make_problem(cfg)
     if not isinstance(problem, ModelProblem) or not isinstance(problem.extra, FamilyShares):
-        raise ValueError("stage=figure3 compares two families of functions; choose experiment=sines_and_lines")
+        raise InputError("stage=figure3 compares two families of functions; choose experiment=sines_and_lines")
     path = Path(cfg.checkpoint or Path(cfg.run_dir, "best.ckpt"))
     module = problem.build()
     assert isinstance(module.learner, ModelLearner)
@@ -113,7 +114,7 @@ def choose(tasks: ModelTasks, shares: FamilyShares) -> ModelTasks:
             fits = is_other & is_apart if ambiguous else ~is_other
             found = ((own == family) & explained[:, family] & fits).nonzero()[:, 0]
             if not len(found):
-                raise ValueError(
+                raise InputError(
                     f"none of the {len(own)} test tasks is {PANELS[len(chosen)]!r}; give test.num_tasks more of them"
                 )
             if ambiguous:

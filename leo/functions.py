@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from runner.errors import InputError
+
 
 class ModelTasks(NamedTuple):
     """A batch of tasks for learners that generate a whole model. The last dimension is of one example.
@@ -48,7 +50,7 @@ def check_limits(**ranges: Sequence[float]) -> None:
     """Raise where a range is not two rising numbers."""
     for name, limits in ranges.items():
         if len(limits) != 2 or not limits[0] < limits[1]:
-            raise ValueError(f"{name}={list(limits)} must be two rising numbers, as [-3, 3]")
+            raise InputError(f"{name}={list(limits)} must be two rising numbers, as [-3, 3]")
 
 
 class Sinusoids:
@@ -64,7 +66,7 @@ class Sinusoids:
     def __init__(self, *, amplitude: Sequence[float], phase: Sequence[float]) -> None:
         check_limits(amplitude=amplitude, phase=phase)
         if amplitude[0] < 0 or phase[0] < 0 or phase[1] > 2 * math.pi:
-            raise ValueError(
+            raise InputError(
                 f"amplitude={list(amplitude)} must not be negative, and phase={list(phase)} lie within [0, 2 pi], "
                 f"so that a sinusoid is named by one pair of them"
             )
@@ -126,7 +128,7 @@ class Functions:
     def __init__(self, *, families: Sequence[Family], inputs: Sequence[float], noise: float) -> None:
         check_limits(inputs=inputs)
         if noise < 0:
-            raise ValueError(f"noise={noise} is a standard deviation; it must not be negative")
+            raise InputError(f"noise={noise} is a standard deviation; it must not be negative")
         self.families, self.inputs, self.noise = families, inputs, noise
 
     def sample(self, num_tasks: int, num_shot: int, num_query: int, generator: torch.Generator) -> ModelTasks:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from runner.errors import InputError
+
 
 @runtime_checkable
 class InferenceModel(Protocol):
@@ -37,7 +39,7 @@ class MLP(nn.Module):
     def __init__(self, *, sizes: Sequence[int]) -> None:
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes={list(sizes)} must name the input and the output, each of at least 1")
+            raise InputError(f"sizes={list(sizes)} must name the input and the output, each of at least 1")
         self.shapes = [shape for num_in, num_out in pairwise(sizes) for shape in ((num_out, num_in), (num_out,))]
         scales = [
             torch.full((num_out * (num_in + 1),), (2 / (num_in + num_out)) ** 0.5)

@@ -16,6 +16,7 @@ from leo.learner import Learner
 from leo.networks import Decoder, Gaussian, RelationNetwork, decode, glorot_linear, stddev
 from leo.products import linear
 from leo.support import Support
+from runner.errors import InputError
 
 
 class Noise(NamedTuple):
@@ -90,11 +91,11 @@ class LEO(Learner):
     ) -> None:
         super().__init__()
         if latents not in ("class", "example"):
-            raise ValueError(f"latents={latents!r} is unknown; choose class or example")
+            raise InputError(f"latents={latents!r} is unknown; choose class or example")
         if initial_code not in ("encoder", "prior"):
-            raise ValueError(f"initial_code={initial_code!r} is unknown; choose encoder or prior")
+            raise InputError(f"initial_code={initial_code!r} is unknown; choose encoder or prior")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is not a rate; it must be at least 0 and below 1")
+            raise InputError(f"dropout={dropout} is not a rate; it must be at least 0 and below 1")
         self.num_features, self.num_latents, self.latents = num_features, num_latents, latents
         self.stochastic, self.dropout = stochastic, dropout
         self.num_latent_steps, self.num_finetune_steps = num_latent_steps, num_finetune_steps

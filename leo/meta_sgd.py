@@ -9,6 +9,7 @@ from leo.episodes import Tasks
 from leo.inner_loops import WeightStep
 from leo.learner import Learner
 from leo.support import Support
+from runner.errors import InputError
 
 
 class MetaSGD(Learner):
@@ -35,7 +36,7 @@ class MetaSGD(Learner):
         """The same on classes of any number of images."""
         num_way, trained = len(support.targets), len(self.initial_weights)
         if num_way != trained:
-            raise ValueError(
+            raise InputError(
                 f"the support has {num_way} classes, and Meta-SGD learns an initial weight for each class: this one "
                 f"knows tasks of num_way={trained} only; use LEO or prototypes, or train it with num_way={num_way}"
             )

@@ -16,6 +16,7 @@ from leo.module import MetaLearning, TaskData
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, updates_per_step
 from leo.stream import BatchStream
+from runner.errors import InputError
 from runner.terminal import shares_terminal
 
 TASKS_PER_CHUNK = 20  # adapted at once, each as often as it is sampled: few, for the processor's cache
@@ -116,11 +117,11 @@ class ModelProblem:
         self.num_shots, self.num_samples, self.extra = num_shots, num_samples, extra
         check_numbers(cfg)
         if cfg.num_shot not in num_shots or min(num_shots) < 1:
-            raise ValueError(
+            raise InputError(
                 f"tasks.num_shots={list(num_shots)} must be positive and hold num_shot={cfg.num_shot}; add it"
             )
         if num_samples < 1:
-            raise ValueError(f"tasks.num_samples={num_samples} must be at least 1")
+            raise InputError(f"tasks.num_samples={num_samples} must be at least 1")
 
     def build(self) -> MetaLearning:
         """The learner; there are no features to normalise."""

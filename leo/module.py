@@ -13,6 +13,7 @@ from leo.features import Normalizer
 from leo.learner import MetaLearner
 from leo.stream import BatchStream
 from leo.update import update_for
+from runner.errors import InputError
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
@@ -93,7 +94,7 @@ class MetaLearning(pl.LightningModule):
         """Raise at the first of ``losses`` that is not finite. Looking once for all keeps the device busy."""
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise ValueError(
+                raise InputError(
                     f"the training loss is not finite ({loss}) at step {self.global_step + i} (last finite loss "
                     f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
                 )

@@ -22,6 +22,7 @@ from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.config import check_whole_numbers, without_paths
+from runner.errors import InputError, MissingFileError
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
@@ -75,7 +76,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     module, config, folder = problem.build(), run_config(cfg, problem.origin), Path(cfg.run_dir)
     is_trained = next(module.learner.parameters(), None) is not None
     if is_trained and cfg.max_steps < cfg.val.every:
-        raise ValueError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
+        raise InputError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
     with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -121,7 +122,7 @@ def check(cfg: DictConfig) -> None:
 def test_checkpoint(cfg: DictConfig) -> float:
     """Test ``cfg.checkpoint`` alone, with the configuration given; write ``result.json``; its score."""
     if cfg.checkpoint is None:
-        raise ValueError("stage=test needs checkpoint=PATH, the best.ckpt of a run folder")
+        raise InputError("stage=test needs checkpoint=PATH, the best.ckpt of a run folder")
     problem = make_problem(cfg)
     module, config = problem.build(), run_config(cfg, problem.origin)
     checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
@@ -266,7 +267,7 @@ def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
     check_numbers(cfg)
     unknown = set(cfg.train_splits) - {"train", "val"}
     if unknown or "train" not in cfg.train_splits:
-        raise ValueError(f"train_splits={list(cfg.train_splits)} must be [train] or [train, val]")
+        raise InputError(f"train_splits={list(cfg.train_splits)} must be [train] or [train, val]")
     for split in cfg.train_splits:
         check_task_size(tables[split], split, cfg.num_way, cfg.num_shot, cfg.num_query)
     for split in ("val", "test"):  # all remaining images are queries: at least one
@@ -285,16 +286,16 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint at ``path``, with the ``config`` of its run."""
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
+        raise MissingFileError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
     try:
         checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
         ) from error
     names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
     if not any(name.startswith("learner.") for name in names):
-        raise ValueError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
+        raise InputError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
     return checkpoint
 
 
@@ -303,7 +304,7 @@ def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str,
     checkpoint = read_checkpoint(path)
     learner = checkpoint["config"]["model"]["learner"]["_target_"]
     if learner != cfg.model.learner._target_:
-        raise ValueError(
+        raise InputError(
             f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "
             f"choose the experiment that the checkpoint was trained with"
         )
@@ -312,7 +313,7 @@ def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str,
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the configured learner: {error}") from error
+        raise InputError(f"{path} does not fit the configured learner: {error}") from error
     return checkpoint
 
 
@@ -320,13 +321,13 @@ def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Pat
     """Raise where the checkpoint at ``path`` was trained on features of another width or scale."""
     width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(normalizer.mean)
     if width != wanted:
-        raise ValueError(
+        raise InputError(
             f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
             f"choose the features that the checkpoint was trained on"
         )
     kind = checkpoint["config"]["features"]["normalize"]
     if kind != normalizer.kind:
-        raise ValueError(
+        raise InputError(
             f"{path} was trained with features.normalize={kind}, the configuration asks for {normalizer.kind}; "
             f"add features.normalize={kind}"
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from leo.features import Normalizer
 from leo.learner import Learner
 from leo.methods import METHODS
+from runner.errors import InputError
 
 
 class Trained(NamedTuple):
@@ -25,7 +26,7 @@ def rebuild(settings: Mapping[str, Any], normalize: str, weights: Mapping[str, T
     """
     target = settings["_target_"]
     if target not in METHODS:
-        raise ValueError(f"{source} holds a {target}; what can be looked into and used is {', '.join(METHODS)}")
+        raise InputError(f"{source} holds a {target}; what can be looked into and used is {', '.join(METHODS)}")
     width = len(weights["normalizer.mean"])
     others = {key: value for key, value in settings.items() if key != "_target_"}
     parts = nn.ModuleDict(
@@ -37,7 +38,7 @@ def rebuild(settings: Mapping[str, Any], normalize: str, weights: Mapping[str, T
     try:
         parts.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the learner that it names: {error}") from error
+        raise InputError(f"{source} does not fit the learner that it names: {error}") from error
     parts.requires_grad_(False)
     learner, normalizer = parts["learner"], parts["normalizer"]
     assert isinstance(learner, Learner)

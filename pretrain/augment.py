@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.errors import InputError
+
 
 def to_float(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(images / 255 - mean) / std as float [B, C, H, W], of uint8 images [B, H, W, C].
@@ -26,13 +28,13 @@ class RandomShift(nn.Module):
     def __init__(self, max_shift: int) -> None:
         super().__init__()
         if max_shift < 0:
-            raise ValueError(f"max_shift={max_shift} is negative; 0 turns the shift off")
+            raise InputError(f"max_shift={max_shift} is negative; 0 turns the shift off")
         self.max_shift = max_shift
 
     def forward(self, images: Tensor) -> Tensor:
         batch_size, height, width, _ = images.shape
         if self.max_shift >= min(height, width):
-            raise ValueError(
+            raise InputError(
                 f"max_shift={self.max_shift} leaves nothing to reflect in images of {height}x{width}; "
                 f"choose at most {min(height, width) - 1}"
             )
@@ -76,9 +78,9 @@ class Crop(nn.Module):
     def __init__(self, *, area: float, size: int, place: tuple[int, int] = (0, 0), mirrored: bool = False) -> None:
         super().__init__()
         if not 0 < area <= 1:
-            raise ValueError(f"area={area} is not a fraction of the image; it must be more than 0 and at most 1")
+            raise InputError(f"area={area} is not a fraction of the image; it must be more than 0 and at most 1")
         if size < 1:
-            raise ValueError(f"size={size} must be at least 1 pixel")
+            raise InputError(f"size={size} must be at least 1 pixel")
         self.area, self.size, self.place, self.mirrored = area, size, place, mirrored
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,9 +121,9 @@ class InceptionAugment(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"area={list(area)} must be two rising fractions of the image, more than 0 and at most 1")
+            raise InputError(f"area={list(area)} must be two rising fractions of the image, more than 0 and at most 1")
         if not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"aspect={list(aspect)} must be two rising positive numbers")
+            raise InputError(f"aspect={list(aspect)} must be two rising positive numbers")
         self.size, self.area, self.aspect = size, area, aspect
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -132,7 +134,7 @@ class InceptionAugment(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != 3:
-            raise ValueError(f"images have {images.shape[-1]} channels; colours can be changed in images with 3")
+            raise InputError(f"images have {images.shape[-1]} channels; colours can be changed in images with 3")
         windows = self.windows(len(images), images.shape[1], images.shape[2], images.device)
         return to_uint8(self.distort(resize_windows(images, windows, self.size)))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.data import OrderedBatches
 from pretrain.store import ImageStore
+from runner.errors import InputError
 
 IMAGES_PER_CLASS = 100  # enough for a curve; tieredImageNet's validation classes have 1,300
 
@@ -20,12 +21,12 @@ class CentroidAccuracy:
     ) -> None:
         per_class = min(int(store.offsets.diff().min()), IMAGES_PER_CLASS)
         if num_shot + num_query > per_class:
-            raise ValueError(
+            raise InputError(
                 f"num_shot + num_query = {num_shot + num_query} exceeds the {per_class} images of a class that "
                 f"centroid_tasks draws from; lower one of them"
             )
         if num_way > len(store.class_names):
-            raise ValueError(
+            raise InputError(
                 f"num_way={num_way} exceeds the {len(store.class_names)} classes of the {store.split} split; "
                 f"lower num_way"
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.glyphs import FONTS
 from pretrain.store import ImageStore
+from runner.errors import InputError
 from runner.files import whole_file
 
 _CELL = 96  # images of fewer pixels are enlarged to about this height
@@ -21,7 +22,7 @@ def draw(store: ImageStore, path: Path, num_classes: int, num_images: int) -> No
     A split with fewer classes is shown whole, and a class with fewer images leaves the rest of its row empty.
     """
     if num_classes < 1 or num_images < 1:
-        raise ValueError(f"num_classes={num_classes} and num_images={num_images} must be at least 1")
+        raise InputError(f"num_classes={num_classes} and num_images={num_images} must be at least 1")
     total = len(store.class_names)
     rows = torch.linspace(0, total - 1, min(num_classes, total)).round().long().tolist()
     enlarge = max(1, _CELL // store.images.shape[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.store import ImageStore
+from runner.errors import InputError
 
 
 class ImageBatch(NamedTuple):
@@ -47,7 +48,7 @@ class ShuffledBatches:
         step: Callable[[], int],
     ) -> None:
         if batch_size % num_parts:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={batch_size} cannot be cut into {num_parts} equal parts, the number of processes times "
                 f"accumulate_grad_batches"
             )
@@ -97,7 +98,7 @@ class TrainImages(LightningDataModule):
         counts = store.offsets.diff()
         smallest = int(counts.argmin())
         if not 1 <= num_val_per_class < counts[smallest]:
-            raise ValueError(
+            raise InputError(
                 f"num_val_per_class={num_val_per_class} must be at least 1 and less than the {counts[smallest]} "
                 f"images of class {store.class_names[smallest]!r}"
             )
@@ -105,7 +106,7 @@ class TrainImages(LightningDataModule):
         self.train_rows = (~held_out).nonzero().squeeze(1)
         self.val_rows = held_out.nonzero().squeeze(1)
         if batch_size > len(self.train_rows):
-            raise ValueError(f"batch_size={batch_size} is more than the {len(self.train_rows)} training images")
+            raise InputError(f"batch_size={batch_size} is more than the {len(self.train_rows)} training images")
         self.store = store
         self.batch_size = batch_size
         self.val_every = val_every

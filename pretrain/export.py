@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrain.store import ImageStore
 from pretrain.wide_resnet import WideResNet
+from runner.errors import InputError
 from runner.files import whole_file
 
 FORMAT = "leo-features-1"
@@ -48,7 +49,7 @@ def export(
     """
     for layer in folders:
         if isinstance(layer, str) and layer != PIXELS:
-            raise ValueError(f"layer {layer!r} is neither a layer number nor {PIXELS!r}")
+            raise InputError(f"layer {layer!r} is neither a layer number nor {PIXELS!r}")
     network.eval()
     for store in stores:
         for layer, features in extract(network, store, list(folders), to_inputs, batch_size).items():
@@ -93,7 +94,7 @@ def check_finite(features: Tensor, layer: int | str, start: int, store: ImageSto
     if len(bad):
         image = start + int(bad[0])
         name = store.class_names[int(store.labels[image])]
-        raise ValueError(
+        raise InputError(
             f"the features of image {image} of split {store.split!r} (class {name!r}) at layer {layer} are not "
             f"finite; train the extractor again with a lower learning rate"
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pretrain.augment import Crop, to_float
 from pretrain.store import read_split
 from pretrain.wide_resnet import WideResNet
+from runner.errors import InputError, MissingFileError
 from runner.files import sha256
 
 
@@ -68,12 +69,12 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
     """
     path = path / "best.ckpt" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"extractor {path} is missing; give the run folder of stage 1 (python train.py stage=pretrain) or its "
             f"best.ckpt"
         )
     if (found := sha256(path)) != origin["checkpoint"]:
-        raise ValueError(
+        raise InputError(
             f"extractor {path} is not the one that the learner was trained on: its SHA-256 is {found[:12]}..., the "
             f"learner's features come from {origin['checkpoint'][:12]}... ({origin['extractor']} trained on "
             f"{origin['data']}); give that one, or train the learner on features of this one"
@@ -82,9 +83,9 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         config, weights = checkpoint["config"], checkpoint["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is not a checkpoint of stage 1, or is damaged: {error}") from error
+        raise InputError(f"{path} is not a checkpoint of stage 1, or is damaged: {error}") from error
     if "_target_" in config["backbone"]:
-        raise ValueError(
+        raise InputError(
             f"extractor {path} is a {config['backbone']['_target_']}, a network of your own, which is not built from a "
             f"checkpoint; make features with it, and give those to FewShotClassifier in place of images"
         )
@@ -104,7 +105,7 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
 def crop_settings(crop: Mapping[str, Any]) -> dict[str, Any]:
     """Area and size of the configured ``Crop``."""
     if crop["_target_"] != "pretrain.augment.Crop":
-        raise ValueError(
+        raise InputError(
             f"images of the extractor were cropped by {crop['_target_']}; only pretrain.augment.Crop is known"
         )
     return {"area": crop["area"], "size": crop["size"]}
@@ -117,5 +118,5 @@ def stored_size(data: Mapping[str, Any]) -> int:
         return int(configured)
     _, height, width, _ = read_split(Path(data["folder"]), "train").images.shape
     if height != width:
-        raise ValueError(f"the images of {data['folder']} are {height}x{width}; only square ones can be made of others")
+        raise InputError(f"the images of {data['folder']} are {height}x{width}; only square ones can be made of others")
     return int(height)

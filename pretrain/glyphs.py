@@ -23,6 +23,7 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import map_coordinates
 
 from pretrain.store import missing_splits, write_split
+from runner.errors import InputError, MissingFileError
 
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
@@ -52,9 +53,9 @@ def build(folder: Path, *, images_per_class: int, image_size: int, seed: int) ->
     Safe to call from several processes at once: one builds, the others wait and find the work done.
     """
     if images_per_class < 1:
-        raise ValueError(f"images_per_class={images_per_class} must be at least 1")
+        raise InputError(f"images_per_class={images_per_class} must be at least 1")
     if image_size < _MIN_SIZE:
-        raise ValueError(f"image_size={image_size} cannot show a character; it must be at least {_MIN_SIZE}")
+        raise InputError(f"image_size={image_size} cannot show a character; it must be at least {_MIN_SIZE}")
     source = {"images_per_class": images_per_class, "image_size": image_size, "seed": seed}
     if not missing_splits(folder, "glyphs", source):
         return
@@ -87,7 +88,7 @@ def faces(folder: Path = FONTS) -> list[Path]:
     """The 16 font files: DejaVu Sans, Sans Mono, Serif and STIXGeneral, four styles each."""
     for name in _FACES:
         if not (folder / name).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder / name} does not exist, the glyphs need all {len(_FACES)} faces that matplotlib "
                 f"ships; reinstall it with `pip install --force-reinstall matplotlib`"
             )
@@ -109,7 +110,7 @@ def draw_class(
     """
     own_faces = [face for face in faces if character in _characters(face)]
     if not own_faces:
-        raise ValueError(
+        raise InputError(
             f"none of the {len(faces)} faces has {character!r} (U+{ord(character):04X}); "
             f"reinstall matplotlib or drop the class from glyph_classes.json"
         )

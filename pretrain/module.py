@@ -17,12 +17,13 @@ from pretrain.augment import to_float
 from pretrain.centroid import CentroidAccuracy
 from pretrain.data import ImageBatch
 from pretrain.wide_resnet import WideResNet
+from runner.errors import InputError
 
 
 def warmup_cosine(optimizer: Optimizer, *, num_warmup: int, num_steps: int) -> LambdaLR:
     """The optimizer's rate reached linearly over ``num_warmup`` steps, then a half cosine to 0 at ``num_steps``."""
     if not 0 <= num_warmup < num_steps:
-        raise ValueError(f"num_warmup={num_warmup} must be at least 0 and less than num_steps={num_steps}")
+        raise InputError(f"num_warmup={num_warmup} must be at least 0 and less than num_steps={num_steps}")
 
     def factor(step: int) -> float:
         if step < num_warmup:
@@ -83,7 +84,7 @@ class Pretraining(LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
             if not loss.isfinite():
-                raise ValueError(f"train/loss is {loss.item()} at step {self.global_step + 1}; lower the learning rate")
+                raise InputError(f"train/loss is {loss.item()} at step {self.global_step + 1}; lower the learning rate")
             self.log("train/loss", loss, sync_dist=True)
             self.log("train/accuracy", accuracy(logits, batch.labels), sync_dist=True)
         return loss

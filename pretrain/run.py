@@ -23,6 +23,7 @@ from pretrain.module import Pretraining
 from pretrain.store import SPLITS, ImageStore, read_split
 from pretrain.wide_resnet import WideResNet
 from runner.config import without_paths
+from runner.errors import InputError
 from runner.files import sha256
 from runner.folder import differences, is_first_process, run_folder, write_json
 from runner.loggers import open_loggers
@@ -52,7 +53,7 @@ def ensure_features(cfg: DictConfig) -> None:
         recorded = json.loads((file.metadata() or {}).get("config", "{}"))
     changed = differences(recorded, stage_config(cfg))
     if changed:
-        raise ValueError(
+        raise InputError(
             f"{cfg.features.folder} was made with other settings of stage 1 ({'; '.join(changed)}); "
             f"delete it, or keep both by giving the data or the backbone another name"
         )
@@ -66,7 +67,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     recipe, images, config = cfg.data.pretrain, Path(cfg.data.folder), stage_config(cfg)
     multiview = cfg.views.name == "multiview"
     if multiview and cfg.data.crop == "full":
-        raise ValueError(f"views=multiview needs crops, and data={cfg.data.name} uses full images; use views=single")
+        raise InputError(f"views=multiview needs crops, and data={cfg.data.name} uses full images; use views=single")
     if cfg.data.source is not None:
         instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from runner.errors import InputError, MissingFileError
 from runner.files import UMASK, whole_file
 
 SPLITS = ("train", "val", "test")
@@ -40,7 +41,7 @@ class ImageStore(NamedTuple):
 def split_path(folder: Path, split: str) -> Path:
     """The file of ``split`` in ``folder``."""
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     return folder / f"{split}.safetensors"
 
 
@@ -56,7 +57,7 @@ def write_split(
     """Write one split, whole or not at all; shapes as in :class:`ImageStore`."""
     path = split_path(folder, split)
     if problem := _problem(images, offsets, class_names):
-        raise ValueError(f"{path} was not written: {problem}")
+        raise InputError(f"{path} was not written: {problem}")
     with whole_file(path) as partial, partial.open("wb") as file:
         file.write(_head(split, tuple(images.shape), offsets, class_names, data, source))
         file.write(images.contiguous().numpy().data)
@@ -83,7 +84,7 @@ def stream_split(
     offsets = torch.tensor([0, *class_sizes.values()]).cumsum(0)
     shape = (int(offsets[-1]), *image_shape)
     if problem := _problem(torch.empty(shape, dtype=torch.uint8, device="meta"), offsets, list(class_sizes)):
-        raise ValueError(f"{path} was not written: {problem}")
+        raise InputError(f"{path} was not written: {problem}")
     head, image_bytes = _head(split, shape, offsets, list(class_sizes), data, source), math.prod(image_shape)
     digest = hashlib.sha256(head + content.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def stream_split(
     with partial.open("ab") as file:
         needed, free = len(head) + math.prod(shape) - file.tell(), shutil.disk_usage(folder).free
         if needed > free:
-            raise ValueError(
+            raise InputError(
                 f"{path} needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on its disk; "
                 f"make room, or choose another folder with dirs.images=..."
             )
@@ -126,7 +127,7 @@ def missing_splits(folder: Path, data: str, source: dict[str, Any]) -> list[str]
         made_by, wanted = {"data": store.data} | store.source, {"data": data} | source
         for key, value in wanted.items():
             if made_by.get(key) != value:
-                raise ValueError(
+                raise InputError(
                     f"{path} was made with {key}={made_by.get(key)}, this run asks for {key}={value}; "
                     f"delete {folder} or give another data.name"
                 )
@@ -138,27 +139,27 @@ def read_split(folder: Path, split: str) -> ImageStore:
     path = split_path(folder, split)
     command = "`python train.py stage=prepare` and the same data"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with {command}")
+        raise MissingFileError(f"{path} does not exist; make it with {command}")
     remedy = f"delete it and make it again with {command}"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format")
             if found != _FORMAT:
-                raise ValueError(f"{path} has format {found!r}, an image store has {_FORMAT!r}; {remedy}")
+                raise InputError(f"{path} has format {found!r}, an image store has {_FORMAT!r}; {remedy}")
             images, offsets = file.get_tensor("images"), file.get_tensor("offsets")
         class_names, source = json.loads(metadata["class_names"]), json.loads(metadata["source"])
         recorded_split, data = metadata["split"], metadata["data"]
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); {remedy}") from error
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}); {remedy}") from error
     except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} has broken metadata ({error!r}); {remedy}") from error
+        raise InputError(f"{path} has broken metadata ({error!r}); {remedy}") from error
     if recorded_split != split:
-        raise ValueError(f"{path} holds the {recorded_split!r} split, not {split!r}; {remedy}")
+        raise InputError(f"{path} holds the {recorded_split!r} split, not {split!r}; {remedy}")
     if not isinstance(source, dict):
-        raise ValueError(f"{path}: source is not a JSON object; {remedy}")
+        raise InputError(f"{path}: source is not a JSON object; {remedy}")
     if problem := _problem(images, offsets, class_names):
-        raise ValueError(f"{path}: {problem}; {remedy}")
+        raise InputError(f"{path}: {problem}; {remedy}")
     return ImageStore(images, offsets, class_names, split, data, source)
 
 

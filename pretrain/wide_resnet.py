@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.errors import InputError
+
 BASE_CHANNELS = 16
 NUM_GROUPS = 3
 
@@ -57,9 +59,9 @@ class WideResNet(nn.Module):
         if rest or blocks_per_group < 1:
             below = max(depth - rest, 10)
             nearest = f"{below}" if depth < below else f"{below} or {below + 6}"
-            raise ValueError(f"depth={depth} is not 6n + 4 with n of at least 1; the nearest is {nearest}")
+            raise InputError(f"depth={depth} is not 6n + 4 with n of at least 1; the nearest is {nearest}")
         if len(strides) != NUM_GROUPS:
-            raise ValueError(f"strides={list(strides)} has {len(strides)} entries; give one per group, {NUM_GROUPS}")
+            raise InputError(f"strides={list(strides)} has {len(strides)} entries; give one per group, {NUM_GROUPS}")
         self.name = f"WRN-{depth}-{width}"
         self.depth = depth
         self.shortcut_layers = tuple(2 + group * (2 * blocks_per_group + 1) for group in range(NUM_GROUPS))
@@ -123,9 +125,9 @@ class WideResNet(nn.Module):
 
     def _check_layer(self, layer: int) -> None:
         if layer in self.shortcut_layers:
-            raise ValueError(
+            raise InputError(
                 f"layer {layer} of {self.name} is a shortcut, which has no norm of its own; "
                 f"choose {layer - 1} or {layer + 1}"
             )
         if layer not in self.main_layers:
-            raise ValueError(f"layer {layer} is not in {self.name}; its layers are 1 to {self.depth}")
+            raise InputError(f"layer {layer} is not in {self.name}; its layers are 1 to {self.depth}")

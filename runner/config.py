@@ -8,6 +8,8 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from runner.errors import InputError
+
 OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
 
 
@@ -26,7 +28,7 @@ def check_whole_numbers(cfg: DictConfig, smallest: Mapping[str, int]) -> None:
     for key, limit in smallest.items():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < limit:
-            raise ValueError(f"{key}={value} must be a whole number of at least {limit}")
+            raise InputError(f"{key}={value} must be a whole number of at least {limit}")
 
 
 def key_paths(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -73,4 +75,4 @@ def check_keys(cfg: DictConfig) -> None:
         files = ", ".join(f"{group}/{groups[group]}.yaml" for group in OVERRIDING_GROUPS if groups[group] != "none")
         close = get_close_matches(unknown[0], list(key_paths(base)), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{files}: {', '.join(unknown)} is set, but no configuration has that key{hint}")
+        raise InputError(f"{files}: {', '.join(unknown)} is set, but no configuration has that key{hint}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.errors import InputError
+
 UMASK = os.umask(0)
 os.umask(UMASK)
 
@@ -28,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its name on success and is removed on failure."""
     if path.exists():
-        raise ValueError(f"{path} exists already; delete it or choose another folder")
+        raise InputError(f"{path} exists already; delete it or choose another folder")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
+from runner.errors import InputError
 from runner.files import write_text
 
 
@@ -43,7 +44,7 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
             if path.exists():
                 changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
                 if changed:
-                    raise ValueError(
+                    raise InputError(
                         f"{folder} holds a run with other settings ({'; '.join(changed)}); "
                         f"delete it, or give this run another folder with run_dir=..."
                     )
@@ -51,7 +52,7 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
                 write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             yield folder
     except Timeout:
-        raise ValueError(f"{folder} is in use by another process; wait for it or stop it") from None
+        raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from runner.csv_log import CSVLog
+from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import write_json
 from runner.terminal import shares_terminal
@@ -164,7 +165,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """A run folder's trainer. It stops after ``patience`` validations without a better ``monitor`` (None: never)."""
     if max_steps % val_every:
-        raise ValueError(
+        raise InputError(
             f"max_steps={max_steps} is not a multiple of the {val_every} steps between validations, so its last steps "
             f"would be lost; try {max_steps - max_steps % val_every or val_every}"
         )

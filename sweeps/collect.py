@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from leo.methods import METHODS
+from runner.errors import InputError
 from runner.folder import differences
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def collect(runs: Path, select: str) -> list[Row]:
             first, ignored = row.results[0], {"seed": None}
             changed = differences(first["config"] | ignored, result["config"] | ignored)
             if changed:
-                raise ValueError(
+                raise InputError(
                     f"{folder} and {first['experiment']} of seed {first['seed']} differ in more than the "
                     f"seed ({'; '.join(changed)}); move one of them away"
                 )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from runner.errors import InputError
 from runner.folder import differences
 from sweeps.collect import Row
 
@@ -126,7 +127,7 @@ def single(rows: list[Row]) -> Row | None:
     """The one row, or None; two that differ in more than the seed do not become one number."""
     if len(rows) > 1:
         first, second = (row.results[0]["config"] | {"seed": None} for row in rows[:2])
-        raise ValueError(
+        raise InputError(
             f"{rows[0].experiment}, {rows[0].ablation}: the runs {rows[0].variant!r} and {rows[1].variant!r} differ in "
             f"more than the seed ({'; '.join(differences(first, second)) or 'nothing: they are the same runs twice'}); "
             f"choose one with stage.select"

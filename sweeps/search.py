@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leo.run import meta_train
 from runner.config import search_path
+from runner.errors import InputError, MissingFileError
 from runner.files import write_text
 from runner.folder import differences
 from runner.training import RunCheckpoints
@@ -69,7 +70,7 @@ def search(cfg: DictConfig) -> float:
         frozen = trials[trial.number]
         if is_surplus(frozen, trials, settings.n_trials):
             trial.set_user_attr(SURPLUS, True)
-            raise ValueError(f"other workers have started all {settings.n_trials} trials")
+            raise InputError(f"other workers have started all {settings.n_trials} trials")
         folder = Path(settings.folder) / f"trial-{place(frozen, trials):03d}"
         trial.set_user_attr("folder", str(folder))
         values = {name: suggest(trial, name) for name, suggest in suggestions(settings.space)}
@@ -89,7 +90,7 @@ def search(cfg: DictConfig) -> float:
         retry_dead(study, timedelta(seconds=settings.storage.grace_period))
         state = progress(study, settings.n_trials)
         if len(state.failed) > settings.max_failures:
-            raise ValueError(too_many_failures(settings, state))
+            raise InputError(too_many_failures(settings, state))
         if state.can_start:
             is_waiting = False
             study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[log_trial(settings.n_trials)])
@@ -101,7 +102,7 @@ def search(cfg: DictConfig) -> float:
         else:
             break
     if not state.complete:
-        raise ValueError(f"no trial of {settings.name} was completed; {too_many_failures(settings, state)}")
+        raise InputError(f"no trial of {settings.name} was completed; {too_many_failures(settings, state)}")
     pictures.draw(study, Path(settings.folder))
     log.info(
         "%s: best validation score %.4f in %s; %d trials complete, %d pruned, %d failed; pictures in %s",
@@ -154,7 +155,7 @@ def open_study(cfg: DictConfig, queued: list[dict[str, Any]]) -> Study:
         recorded = config
     unlike = differences(recorded, config)
     if unlike:
-        raise ValueError(
+        raise InputError(
             f"the study {settings.name} was started with other settings ({'; '.join(unlike)}); "
             f"give this one another name with search.name=..."
         )
@@ -165,18 +166,18 @@ def load_study(cfg: DictConfig) -> Study:
     """The study of ``cfg``, which must be there."""
     folder = Path(cfg.search.folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing; stage=search makes it, with the same experiment and ablation")
+        raise MissingFileError(f"{folder} is missing; stage=search makes it, with the same experiment and ablation")
     try:
         return optuna.load_study(study_name=cfg.search.name, storage=open_storage(cfg.search.storage))
     except KeyError:
-        raise FileNotFoundError(f"the storage holds no study {cfg.search.name}; stage=search makes it") from None
+        raise MissingFileError(f"the storage holds no study {cfg.search.name}; stage=search makes it") from None
 
 
 def best_trial(cfg: DictConfig) -> FrozenTrial:
     """The complete trial with the highest validation score."""
     study = load_study(cfg)
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise ValueError(f"the study {cfg.search.name} has no complete trial yet; run stage=search first")
+        raise InputError(f"the study {cfg.search.name} has no complete trial yet; run stage=search first")
     return study.best_trial
 
 
@@ -235,7 +236,7 @@ def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
     for name, value in values.items():
         node = OmegaConf.select(cfg.search.space, name)
         if "low" in node and not node.low <= value <= node.high:
-            raise ValueError(
+            raise InputError(
                 f"search.enqueue: {name}={value} of hparams/{file}.yaml is outside {node.low} to {node.high}; "
                 f"change search.space.{name}.low or .high"
             )

@@ -25,6 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from runner.errors import InputError
+
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
@@ -46,7 +48,7 @@ def open_storage(config: DictConfig) -> BaseStorage:
             if attempt == ATTEMPTS:
                 reason = str(error.__cause__).splitlines()[0]
                 shown = make_url(config.url).render_as_string(hide_password=True)
-                raise ValueError(f"the storage {shown} cannot be opened: {reason}") from error
+                raise InputError(f"the storage {shown} cannot be opened: {reason}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 0.5))
     raise AssertionError
 

@@ -9,6 +9,7 @@ from leo.learner import Learner
 from leo.methods import METHODS
 from leo.run import read_checkpoint
 from leo.trained import rebuild
+from runner.errors import InputError
 from runner.folder import differences
 
 
@@ -50,12 +51,12 @@ def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Me
     learner, normalizer = rebuild(settings, config["features"]["normalize"], checkpoint["state_dict"], path)
     for key in ("num_way", "num_shot"):
         if config[key] != getattr(sizes, key):
-            raise ValueError(
+            raise InputError(
                 f"{path} was trained with {key}={config[key]}, the analysis is of {key}={getattr(sizes, key)}; "
                 f"choose the experiment that the checkpoint was trained with"
             )
     if changed := differences(config["features_origin"], tables["train"].identity):
-        raise ValueError(
+        raise InputError(
             f"{path} was trained on other features ({'; '.join(changed)}); choose data=, backbone= and features= as "
             f"it was trained with"
         )

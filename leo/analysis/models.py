@@ -18,6 +18,7 @@ from leo.functions import ModelTasks
 from leo.model_problem import ModelProblem, ModelScorer
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, load_weights, make_problem
+from runner.errors import InputError
 
 
 class ModelMethod(NamedTuple):
@@ -40,9 +41,9 @@ def model_question(cfg: DictConfig) -> ModelQuestion:
     """The learner that ``cfg`` composes, with the weights of its checkpoint."""
     problem = make_problem(cfg)
     if not isinstance(problem, ModelProblem):
-        raise ValueError(f"stage=analyze knows classification and leo.model_problem, not {type(problem).__name__}")
+        raise InputError(f"stage=analyze knows classification and leo.model_problem, not {type(problem).__name__}")
     if cfg.stage.compare:
-        raise ValueError("stage.compare is for classifiers; look into one learner of whole models at a time")
+        raise InputError("stage.compare is for classifiers; look into one learner of whole models at a time")
     module, path = problem.build(), Path(cfg.checkpoint)
     load_weights(module, path, cfg)
     assert isinstance(module.learner, ModelLearner)

@@ -17,6 +17,7 @@ from leo.analysis.methods import Sizes, load_methods
 from leo.analysis.models import MODEL_FIGURES, model_question
 from leo.features import load_splits
 from runner.config import check_whole_numbers
+from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
 from runner.terminal import shares_terminal
@@ -29,7 +30,7 @@ PIXELS_PER_INCH = 100
 def analyze(cfg: DictConfig) -> None:
     """Write each figure as PNG and SVG with its numbers as CSV, and what they come to as ``analysis.json``."""
     if cfg.checkpoint is None:
-        raise ValueError("stage=analyze needs checkpoint=PATH, the best.ckpt of a run folder")
+        raise InputError("stage=analyze needs checkpoint=PATH, the best.ckpt of a run folder")
     smallest = {"num_tasks": 2, "max_inner_steps": 0, "num_samples": 1, "num_bins": 1}
     check_whole_numbers(cfg, {f"stage.{key}": limit for key, limit in smallest.items()})
     torch.set_num_threads(1)  # products are small: more are no faster, and far slower on a busy machine

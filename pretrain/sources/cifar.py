@@ -10,6 +10,7 @@ from torchvision.datasets import CIFAR100
 
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import Split, Splits, split_rows, write_store
+from runner.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Spli
         try:
             CIFAR100(path, download=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"CIFAR-100 could not be downloaded to {path} ({error}); fetch {CIFAR100.url}, unpack it, and add "
                 f"data.source.path=PATH, the folder with cifar-100-python/"
             ) from error
@@ -47,11 +48,11 @@ def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Spli
         np.concatenate([np.asarray(part[key], np.int64) for part in parts]) for key in ("fine_labels", "coarse_labels")
     )
     if not len(images) == len(fine) == len(coarse):
-        raise ValueError(f"{root}: {len(images)} images have {len(fine)} fine and {len(coarse)} coarse labels")
+        raise InputError(f"{root}: {len(images)} images have {len(fine)} fine and {len(coarse)} coarse labels")
     classes = {name: np.flatnonzero(fine == i) for i, name in enumerate(map(text, meta["fine_label_names"]))}
     for name, members in classes.items():
         if len(members) != images_per_class:
-            raise ValueError(f"{root}: class {name} has {len(members)} images, expected {images_per_class}")
+            raise InputError(f"{root}: class {name} has {len(members)} images, expected {images_per_class}")
     superclasses = [text(name) for name in meta["coarse_label_names"]]
     groups = {
         "class": {name: name for name in classes},
@@ -62,7 +63,7 @@ def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Spli
         kind = "class" if "class" in rows[0] else "superclass"
         wanted = {row[kind] for row in rows}
         if absent := sorted(wanted - set(groups[kind].values())):
-            raise ValueError(f"{root} lacks the {kind}(es) {', '.join(absent)} of {split_file}")
+            raise InputError(f"{root} lacks the {kind}(es) {', '.join(absent)} of {split_file}")
         listed[split] = {name: classes[name].tolist() for name in sorted(classes) if groups[kind][name] in wanted}
     return "cifar-100-python", {
         split: partial(Split, members, lambda index: images[index]) for split, members in listed.items()
@@ -72,5 +73,5 @@ def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Spli
 def _load(file: Path, *keys: str) -> dict[str, Any]:
     content = by_text(load(file), file)
     if absent := set(keys) - content.keys():
-        raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; fetch CIFAR-100 for Python again")
+        raise InputError(f"{file} lacks {', '.join(sorted(absent))}; fetch CIFAR-100 for Python again")
     return content

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pretrain.sources.images import decode
 from pretrain.sources.writing import Expected, Format, Split, Splits, check_counts
+from runner.errors import InputError, MissingFileError
 
 
 def matches(path: Path) -> bool:
@@ -19,7 +20,7 @@ def matches(path: Path) -> bool:
 def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits:
     """All splits, listed and counted; every image that a row names must be there."""
     if not (path / "images").is_dir():
-        raise FileNotFoundError(f"{path / 'images'} does not exist; the CSV files name the images in it")
+        raise MissingFileError(f"{path / 'images'} does not exist; the CSV files name the images in it")
     present = {child.name for child in (path / "images").iterdir()}
     read = partial(_read, path / "images", image_size)
     owner: dict[str, Path] = {}
@@ -29,9 +30,9 @@ def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits
         classes: dict[str, list[str]] = {}
         for line, image, name in _rows(file):
             if image not in present:
-                raise FileNotFoundError(f"{file}, line {line}: {path / 'images' / image} does not exist")
+                raise MissingFileError(f"{file}, line {line}: {path / 'images' / image} does not exist")
             if image in owner:
-                raise ValueError(f"{file}, line {line}: image {image} is listed before, in {owner[image]}")
+                raise InputError(f"{file}, line {line}: image {image} is listed before, in {owner[image]}")
             owner[image] = file
             classes.setdefault(name, []).append(image)
         check_counts(file, split, {name: len(images) for name, images in classes.items()}, wanted)
@@ -45,12 +46,12 @@ FORMAT = Format("train.csv, val.csv, test.csv (one header line, rows image,class
 def _rows(file: Path) -> list[tuple[int, str, str]]:
     """Line number, image and class of each row after the header."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
+        raise MissingFileError(f"{file} does not exist")
     with file.open(newline="", encoding="utf-8") as text:
         rows = list(enumerate(csv.reader(text), start=1))[1:]
     for line, row in rows:
         if len(row) != 2:
-            raise ValueError(f"{file}, line {line}: {','.join(row)!r} is not a row image,class")
+            raise InputError(f"{file}, line {line}: {','.join(row)!r} is not a row image,class")
     return [(line, row[0], row[1]) for line, row in rows]
 
 

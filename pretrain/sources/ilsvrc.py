@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from pretrain.sources.images import decode
 from pretrain.sources.writing import Expected, Format, Split, Splits, check_counts
+from runner.errors import InputError, MissingFileError
 
 _CLASS = re.compile(r"(n\d{8})(\.tar)?")
 _IMAGE = re.compile(r"(n\d{8})_(\d+)\.JPEG")
@@ -58,15 +59,15 @@ def _chosen(path: Path, name: str, places: list[int] | None) -> list[Part]:
     for part in _parts(path, name):
         match = _IMAGE.fullmatch(part.member or part.file.rpartition("/")[2])
         if match is None or match[1] != name:
-            raise ValueError(f"{_label(path, part)} is not an image of class {name}, {name}_<number>.JPEG; remove it")
+            raise InputError(f"{_label(path, part)} is not an image of class {name}, {name}_<number>.JPEG; remove it")
         if int(match[2]) in numbered:
-            raise ValueError(f"{_label(path, part)} is there twice; remove one")
+            raise InputError(f"{_label(path, part)} is there twice; remove one")
         numbered[int(match[2])] = part
     parts = [numbered[number] for number in sorted(numbered)]
     if places is None:
         return parts
     if len(parts) < places[-1]:
-        raise ValueError(
+        raise InputError(
             f"{path}: class {name} has {len(parts)} images, expected at least {places[-1]}, the last of the split; "
             f"fetch or unpack it again"
         )
@@ -79,16 +80,16 @@ def _parts(path: Path, name: str) -> list[Part]:
         visible = (child.name for child in folder.iterdir() if not child.name.startswith("."))
         return [Part(f"{name}/{file}", "", 0, -1) for file in visible]
     if not archive.is_file():
-        raise FileNotFoundError(f"class {name} is missing in {path}: neither {name}/ nor {name}.tar is there")
+        raise MissingFileError(f"class {name} is missing in {path}: neither {name}/ nor {name}.tar is there")
     parts = []
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 if not member.isreg() or member.issparse():
-                    raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file")
+                    raise InputError(f"{archive} holds {member.name!r}, which is not a plain file")
                 parts.append(Part(archive.name, member.name, member.offset_data, member.size))
     except tarfile.TarError as error:
-        raise ValueError(f"{archive} is truncated or not a plain tar archive ({error}); fetch it again") from error
+        raise InputError(f"{archive} is truncated or not a plain tar archive ({error}); fetch it again") from error
     return parts
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pretrain.sources.images import decode
 from pretrain.sources.writing import Split, Splits, existing, write_store
 from pretrain.store import SPLITS
+from runner.errors import InputError
 
 
 def build(
@@ -17,7 +18,7 @@ def build(
     """Write the images below ``path``; class folders alone are split by class, drawn with ``seed`` and recorded."""
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
-            raise ValueError(f"data.source.{name}={fraction} must be between 0 and 1")
+            raise InputError(f"data.source.{name}={fraction} must be between 0 and 1")
     drawn = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     write_store(
         folder,
@@ -35,7 +36,7 @@ def _open(
     folders = _folders(root)
     given = [name for name in SPLITS if name in folders]
     if 0 < len(given) < len(SPLITS):
-        raise ValueError(
+        raise InputError(
             f"data.source.path={path} has {' and '.join(given)}, but not "
             f"{' and '.join(split for split in SPLITS if split not in given)}; give all three, or class folders alone"
         )
@@ -49,11 +50,11 @@ def _open(
     listed: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for split, members in names.items():
         if not members:
-            raise ValueError(f"{root / split} has no class folders")
+            raise InputError(f"{root / split} has no class folders")
         for member in members:
             name = Path(member).name
             if name in owner:
-                raise ValueError(f"class {name} is in {owner[name]} and in {split} of {root}; splits share no class")
+                raise InputError(f"class {name} is in {owner[name]} and in {split} of {root}; splits share no class")
             owner[name] = split
             listed[split][name] = _files(root, member)
     read = partial(_read, root, image_size)
@@ -63,7 +64,7 @@ def _open(
 def _draw(names: list[str], root: Path, seed: int, val_fraction: float, test_fraction: float) -> dict[str, list[str]]:
     num_val, num_test = (max(1, round(fraction * len(names))) for fraction in (val_fraction, test_fraction))
     if num_val + num_test >= len(names):
-        raise ValueError(
+        raise InputError(
             f"data.source.path={root} has {len(names)} class folders: none is left to train on after {num_val} for "
             f"validation and {num_test} for test; add classes, or lower data.source.val_fraction or test_fraction"
         )
@@ -83,11 +84,11 @@ def _files(root: Path, member: str) -> list[str]:
     """The files of a class folder, less the hidden ones; that they are images shows when they are read."""
     files = sorted(f"{member}/{child.name}" for child in (root / member).iterdir() if not child.name.startswith("."))
     if not files:
-        raise ValueError(f"class folder {root / member} has no images")
+        raise InputError(f"class folder {root / member} has no images")
     return files
 
 
 def _read(root: Path, image_size: int, name: str) -> NDArray[np.uint8]:
     if (root / name).is_dir():
-        raise ValueError(f"{root / name} is a folder; a class folder holds images only")
+        raise InputError(f"{root / name} is a folder; a class folder holds images only")
     return decode((root / name).read_bytes(), root / name, image_size, "RGB", is_photograph=True)

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from runner.errors import InputError
+
 
 def decode(content: bytes, name: str | Path, size: int, mode: str, *, is_photograph: bool = False) -> NDArray[np.uint8]:
     """uint8 [size, size, C] of an encoded image; ``mode`` is RGB (C = 3) or L (grey, C = 1).
@@ -17,16 +19,16 @@ def decode(content: bytes, name: str | Path, size: int, mode: str, *, is_photogr
     image.
     """
     if not content:
-        raise ValueError(f"image {name} is empty (0 bytes); replace it and start again, which goes on from there")
+        raise InputError(f"image {name} is empty (0 bytes); replace it and start again, which goes on from there")
     try:
         with Image.open(BytesIO(content)) as image:
             return standard(ImageOps.exif_transpose(image) if is_photograph else image, size, mode)
     except UnidentifiedImageError:
-        raise ValueError(
+        raise InputError(
             f"image {name} is not an image; replace it and start again, which goes on from there"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
+        raise InputError(
             f"image {name} is truncated or damaged ({error}); replace it and start again, which goes on from there"
         ) from error
 
@@ -48,7 +50,7 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """The opened image as RGB or L (grey)."""
     if image.mode in ("F", "I"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}), whose range is not known")
+        raise InputError(f"its pixels are 32-bit numbers (mode {image.mode}), whose range is not known")
     if image.mode.startswith("I;16"):  # Pillow would cut all above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
     if image.has_transparency_data:

@@ -13,6 +13,7 @@ from pretrain.export import write
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import check_total, existing, ilsvrc_classes
 from pretrain.store import SPLITS
+from runner.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def build(
     if not missing:
         return
     if data not in DATA or split_file is None:
-        raise ValueError(f"the authors published no features of data={data}; use data={' or data='.join(DATA)}")
+        raise InputError(f"the authors published no features of data={data}; use data={' or data='.join(DATA)}")
     inner = Path(DATA[data], crop)
     root = existing(
         path, "features.source.path", f"{inner}/{{train,val,test}}_embeddings.pkl, the authors' embeddings/"
@@ -43,7 +44,7 @@ def build(
     files = {split: root / inner / f"{split}_embeddings.pkl" for split in missing}
     for file in files.values():
         if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist; features.source.path is the folder with {inner}/")
+            raise MissingFileError(f"{file} does not exist; features.source.path is the folder with {inner}/")
     expected = ilsvrc_classes(split_file, num_images)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".build.lock"):
@@ -72,10 +73,10 @@ def _read(file: Path, split: str, num_classes: int, num_images: int) -> tuple[to
     """Features float32 [N, D] sorted by class, offsets [C + 1], class names."""
     content = by_text(load(file), file)
     if absent := KEYS - content.keys():
-        raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; it has {', '.join(sorted(content))}")
+        raise InputError(f"{file} lacks {', '.join(sorted(absent))}; it has {', '.join(sorted(content))}")
     keys, embeddings = [text(key) for key in content["keys"]], np.asarray(content["embeddings"])
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(keys):
-        raise ValueError(
+        raise InputError(
             f"{file}: embeddings are {embeddings.dtype} {list(embeddings.shape)} for {len(keys)} keys, expected one "
             f"row of floats a key"
         )
@@ -85,13 +86,13 @@ def _read(file: Path, split: str, num_classes: int, num_images: int) -> tuple[to
     for row, key in enumerate(keys):
         parts = key.split("-")
         if len(parts) != 3 or parts[2].partition("_")[0] != parts[1]:
-            raise ValueError(f"{file}: key {key!r} is not of the form <x>-<class>-<class>_<image>")
+            raise InputError(f"{file}: key {key!r} is not of the form <x>-<class>-<class>_<image>")
         if parts[2] in seen:
-            raise ValueError(f"{file}: image {parts[2]!r} occurs twice")
+            raise InputError(f"{file}: image {parts[2]!r} occurs twice")
         seen.add(parts[2])
         by_class.setdefault(parts[1], []).append(row)
     if len(by_class) != num_classes:
-        raise ValueError(f"{file}: the {split} split has {len(by_class)} classes, expected {num_classes}")
+        raise InputError(f"{file}: the {split} split has {len(by_class)} classes, expected {num_classes}")
     names = sorted(by_class)
     rows = np.concatenate([by_class[name] for name in names])
     features = torch.from_numpy(embeddings[rows].astype(np.float32))

@@ -11,6 +11,7 @@ from torchvision.datasets import Omniglot
 
 from pretrain.sources.images import decode
 from pretrain.sources.writing import Split, Splits, split_rows, write_store
+from runner.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def _open(path: Path, image_size: int, split_file: str, images_per_class: int, r
         try:
             Omniglot(path, background=background, download=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"Omniglot could not be downloaded to {path} ({error}); fetch {Omniglot.download_url_prefix}/"
                 f"images_background.zip and images_evaluation.zip, unpack both into omniglot-py/, and add "
                 f"data.source.path=PATH, the folder with omniglot-py/"
@@ -73,10 +74,10 @@ def _open(path: Path, image_size: int, split_file: str, images_per_class: int, r
 def _files(root: Path, alphabet: Path | None, name: str, images_per_class: int) -> list[str]:
     folder = alphabet / Path(name).name if alphabet is not None else None
     if folder is None or not folder.is_dir():
-        raise FileNotFoundError(f"character {name} is missing in {root}/images_background and images_evaluation")
+        raise MissingFileError(f"character {name} is missing in {root}/images_background and images_evaluation")
     files = sorted(file.relative_to(root).as_posix() for file in folder.glob("*.png"))
     if len(files) != images_per_class:
-        raise ValueError(f"{folder} has {len(files)} drawings, expected {images_per_class}")
+        raise InputError(f"{folder} has {len(files)} drawings, expected {images_per_class}")
     return files
 
 

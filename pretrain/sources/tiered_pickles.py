@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pretrain.sources.images import decode
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import Expected, Format, Split, Splits, check_total
+from runner.errors import InputError, MissingFileError
 
 
 def matches(path: Path) -> bool:
@@ -21,7 +22,7 @@ def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits
     for split in expected:
         for name in (f"{split}_images_png.pkl", f"{split}_labels.pkl"):
             if not (path / name).is_file():
-                raise FileNotFoundError(f"{name} is missing in {path}")
+                raise MissingFileError(f"{name} is missing in {path}")
     return {split: partial(_open, path, split, wanted, image_size) for split, wanted in expected.items()}
 
 
@@ -32,23 +33,23 @@ def _open(path: Path, split: str, expected: Expected, image_size: int) -> Split:
     file = path / f"{split}_labels.pkl"
     content = by_text(load(file), file)
     if "label_specific" not in content:
-        raise ValueError(f"{file} lacks label_specific; it has {', '.join(sorted(content))}")
+        raise InputError(f"{file} lacks label_specific; it has {', '.join(sorted(content))}")
     labels = np.asarray(content["label_specific"])
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{file}: label_specific is {labels.dtype} {list(labels.shape)}, expected whole numbers [N]")
+        raise InputError(f"{file}: label_specific is {labels.dtype} {list(labels.shape)}, expected whole numbers [N]")
     numbers = np.unique(labels)
     num_classes = len(expected.classes)
     if not np.array_equal(numbers, np.arange(num_classes)):
-        raise ValueError(f"{file}: the {split} split has {len(numbers)} classes, expected {num_classes}, from 0 on")
+        raise InputError(f"{file}: the {split} split has {len(numbers)} classes, expected {num_classes}, from 0 on")
     names = [text(name) for name in content.get("label_specific_str", [])] or [""] * num_classes
     if len(names) != num_classes:
-        raise ValueError(f"{file}: label_specific_str has {len(names)} names for {num_classes} classes")
+        raise InputError(f"{file}: label_specific_str has {len(names)} names for {num_classes} classes")
     check_total(file, split, len(labels), expected.num_images)
 
     file = path / f"{split}_images_png.pkl"
     images = load(file)
     if not isinstance(images, list):
-        raise ValueError(f"{file} holds a {type(images).__name__}, expected a list of PNG files")
+        raise InputError(f"{file} holds a {type(images).__name__}, expected a list of PNG files")
     check_total(file, split, len(images), expected.num_images)
     # English names repeat ("crane" is a bird and a machine), so the split and the number stand before them.
     classes = {
@@ -61,5 +62,5 @@ def _open(path: Path, split: str, expected: Expected, image_size: int) -> Split:
 def _read(file: Path, images: list[NDArray[np.uint8]], image_size: int, index: int) -> NDArray[np.uint8]:
     content = images[index]
     if not isinstance(content, np.ndarray) or content.dtype != np.uint8:
-        raise ValueError(f"{file}: image {index} is not an array of bytes")
+        raise InputError(f"{file}: image {index} is not an array of bytes")
     return decode(content.tobytes(), f"{index} of {file}", image_size, "RGB")

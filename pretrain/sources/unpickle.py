@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.errors import InputError, MissingFileError
+
 
 def load(path: Path) -> Any:
     """The content of the pickle at ``path``; texts of Python 2 are read as Latin-1.
@@ -16,14 +18,14 @@ def load(path: Path) -> Any:
     while one that Python 2 wrote is read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise MissingFileError(f"{path} does not exist")
     with path.open("rb") as file:
         try:
             return _Unpickler(file, encoding="latin1").load()
         except _RefusedError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
         except Exception as error:  # damaged bytes may mean any instruction, so any error
-            raise ValueError(
+            raise InputError(
                 f"{path} is truncated or not a pickle ({type(error).__name__}: {error}); fetch it again"
             ) from error
 
@@ -36,7 +38,7 @@ def text(value: str | bytes) -> str:
 def by_text(content: Any, path: Path) -> dict[str, Any]:
     """The dictionary ``content`` of ``path`` with texts as keys."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary")
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a dictionary")
     return {text(key): value for key, value in content.items()}
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pretrain.store import SPLITS, missing_splits, stream_split
+from runner.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
@@ -107,15 +108,15 @@ def detect(path: str | None, formats: Mapping[str, Format]) -> tuple[str, Path]:
     for name, format in formats.items():
         if format.matches(root):
             return name, root
-    raise ValueError(f"data.source.path={path} holds none of what is looked for: {looked_for}")
+    raise InputError(f"data.source.path={path} holds none of what is looked for: {looked_for}")
 
 
 def existing(path: str | None, key: str, looked_for: str) -> Path:
     """The folder ``path``, after checking that it is one."""
     if path is None:
-        raise ValueError(f"{key} is not set; add {key}=PATH, a folder with {looked_for}")
+        raise InputError(f"{key} is not set; add {key}=PATH, a folder with {looked_for}")
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"{key}={path} is not a folder; it must be one with {looked_for}")
+        raise MissingFileError(f"{key}={path} is not a folder; it must be one with {looked_for}")
     return Path(path)
 
 
@@ -123,12 +124,12 @@ def split_rows(split_file: str) -> dict[str, list[dict[str, str]]]:
     """The rows of a split file, by split; a relative path is one of this package."""
     path = Path(__file__).parent / split_file
     if not path.is_file():
-        raise FileNotFoundError(f"split file {path} does not exist")
+        raise MissingFileError(f"split file {path} does not exist")
     rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["split"] not in rows:
-                raise ValueError(f"{path}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
+                raise InputError(f"{path}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
             rows[row["split"]].append(row)
     return rows
 
@@ -159,14 +160,14 @@ def check_counts(where: Path, split: str, sizes: Mapping[str, int], expected: Ex
     """Raise where the classes found, with their numbers of images, are not those expected."""
     absent, surplus = sorted(expected.classes.keys() - sizes.keys()), sorted(sizes.keys() - expected.classes.keys())
     if absent or surplus:
-        raise ValueError(
+        raise InputError(
             f"{where}: the {split} split has {len(sizes)} classes, expected {len(expected.classes)}"
             + (f"; it lacks {_few(absent)}" if absent else "")
             + (f"; it should not have {_few(surplus)}" if surplus else "")
         )
     for name, places in expected.classes.items():
         if places is not None and sizes[name] != len(places):
-            raise ValueError(
+            raise InputError(
                 f"{where}: class {name} of the {split} split has {sizes[name]} images, expected {len(places)}"
             )
     check_total(where, split, sum(sizes.values()), expected.num_images)
@@ -175,7 +176,7 @@ def check_counts(where: Path, split: str, sizes: Mapping[str, int], expected: Ex
 def check_total(where: Path, split: str, found: int, expected: int) -> None:
     """Raise where a split has another number of images than it should."""
     if found != expected:
-        raise ValueError(f"{where}: the {split} split has {found:,} images, expected {expected:,}")
+        raise InputError(f"{where}: the {split} split has {found:,} images, expected {expected:,}")
 
 
 def _few(names: list[str]) -> str:
