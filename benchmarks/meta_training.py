@@ -83,9 +83,9 @@ def our_update(table: FeatureTable, stream: TaskStream) -> Callable[[], Any]:
     generator = torch.Generator(table.features.device).manual_seed(1)
     update = update_for(stream.device)(
         leo, optimizer, None,
-        stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator,
+        stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator, diverged="skip",
     )  # fmt: skip
-    return lambda: update(stream.next_batch())
+    return lambda: update([stream.next_batch()])
 
 
 def plain_update(table: FeatureTable, args: argparse.Namespace, num_shot: int) -> Callable[[], Any]:
@@ -161,7 +161,7 @@ def fit(args: argparse.Namespace, leo: LEO, data: TaskData) -> float:
     module = MetaLearning(
         leo, Normalizer("l2", args.num_features),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True),
-        schedule=None, clip_value=0.1, clip_norm=0.1, seed=0,
+        schedule=None, clip_value=0.1, clip_norm=0.1, diverged="skip", max_diverged=0.1, seed=0,
     )  # fmt: skip
     clock = Clock()
     pl.Trainer(

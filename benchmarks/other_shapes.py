@@ -23,6 +23,7 @@ from fewshot import FewShotClassifier
 from fewshot.loading import load
 from leo.evaluate import interval95
 from leo.features import load_features
+from leo.softmax import Labels
 from leo.support import Support, labelled
 
 NUM_QUERY = 30
@@ -31,9 +32,9 @@ NUM_QUERY = 30
 class Summed(Support):
     """Every image counts once, however many its class has."""
 
-    def loss_gradient(self, weights: Tensor) -> Tensor:
-        """The sum over images of (p - y) x."""
-        return ((weights @ self.images.T).softmax(1) - self.targets) @ self.images
+    def labels(self) -> Labels:
+        """Counts of one."""
+        return Labels(self.targets, torch.ones(len(self.present), 1, len(self.images)))
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def main() -> None:
             counted = labelled(scaled[path][support], labels, model.config["num_shot"], model.config["num_way"])
             by_class = counted._replace(num_way=args.num_way)
             for name, used in (("summed", Summed(*counted)), ("by class", by_class), ("counted", counted)):
-                classifier = model.learner.adapt_to(used)[0]
+                classifier = model.learner.adapt(used)[0]
                 scores[str(path.parent.name), name] = model.learner.embed(scaled[path][query]) @ classifier.T
         for name, other in (("centroid", FewShotClassifier()), ("logistic", LogisticRegression(max_iter=1000))):
             other.fit(first[support].numpy(), labels.numpy())

@@ -92,11 +92,11 @@ class Model(NamedTuple):
         """
         support = Support(self.normalizer(features), targets, present, self.config["num_shot"], self.config["num_way"])
         if not num_samples:
-            return self.learner.adapt_to(support).unsqueeze(0)
+            return self.learner.adapt(support).unsqueeze(0)
         learner = self.sampled_learner(num_samples)
         sizes = len(present), len(targets), support.num_shot
         return torch.stack(
-            [learner.adapt_to(support, learner.draw_samples(sizes, generator)) for _ in range(num_samples)]
+            [learner.adaptation(support, learner.draw_samples(sizes, generator)).weights for _ in range(num_samples)]
         )
 
 

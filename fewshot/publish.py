@@ -41,7 +41,7 @@ class AdaptAndPredict(nn.Module):
         features, of_query = (self.normalizer(self.extractor(images)) for images in (support.flatten(0, 1), query))
         present = torch.ones(1, len(features), dtype=torch.bool)
         targets = torch.eye(num_way).repeat_interleave(num_shot, dim=1)
-        classifier = self.learner.adapt_to(Support(features, targets, present, self.num_shot, num_way))[0]
+        classifier = self.learner.adapt(Support(features, targets, present, self.num_shot, num_way))[0]
         return (self.learner.embed(of_query) @ classifier.T).softmax(1)
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from rich.progress import track
 from torch import Tensor
 
@@ -18,10 +18,14 @@ TASKS_PER_ADAPTATION = 20  # few, so that the pairs of the relation network stay
 
 
 class Scores(NamedTuple):
-    """Per task: fraction of correct queries, and mean query cross-entropy in nats."""
+    """Per task: fraction of correct queries, mean query cross-entropy in nats, and whether the adaptation diverged.
+
+    A task whose classifier or loss is not finite has an accuracy of 0, and no loss: NaN, to be left out of means.
+    """
 
     accuracy: Float[Tensor, " B"]
     loss: Float[Tensor, " B"]
+    diverged: Bool[Tensor, " B"]
 
 
 class Scorer:
@@ -64,7 +68,10 @@ class Scorer:
             num_correct.index_add_(0, task, correct.sum(1))
             loss_sum.index_add_(0, task, loss.sum(1))
             num_queries.index_add_(0, task, is_query.sum(1))
-        return Scores(num_correct / num_queries, loss_sum / num_queries)
+        loss = loss_sum / num_queries
+        diverged = ~(weights.isfinite().all(2).all(1) & loss.isfinite())
+        accuracy = (num_correct / num_queries).masked_fill(diverged, 0.0)
+        return Scores(accuracy, loss.masked_fill(diverged, torch.nan), diverged)
 
 
 def fixed_tasks(table: FeatureTable, num_tasks: int, num_way: int, num_shot: int, seed: int) -> list[TaskIndices]:
@@ -81,6 +88,12 @@ def evaluate(learner: Learner, table: FeatureTable, chunks: list[TaskIndices], n
     scorer = Scorer(learner.eval(), table, num_shot)
     scores = [scorer(tasks) for tasks in track(chunks, description="test", disable=shares_terminal())]
     return Scores(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
+
+
+def mean_of(values: Float[Tensor, " B"], diverged: Bool[Tensor, " B"]) -> float | None:
+    """The mean over the tasks that did not diverge; None where all did."""
+    finite = values[~diverged]
+    return finite.mean().item() if len(finite) else None
 
 
 def interval95(values: Float[Tensor, " B"]) -> float:

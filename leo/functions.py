@@ -11,6 +11,13 @@ from torch import Tensor
 from runner.errors import InputError
 
 
+class Examples(NamedTuple):
+    """Inputs and targets of each task. The last dimension is of one example."""
+
+    x: Float[Tensor, "B n X"]
+    y: Float[Tensor, "B n Y"]
+
+
 class ModelTasks(NamedTuple):
     """A batch of tasks for learners that generate a whole model. The last dimension is of one example.
 
@@ -22,6 +29,16 @@ class ModelTasks(NamedTuple):
     query_x: Float[Tensor, "B Q X"]
     query_y: Float[Tensor, "B Q Y"]
     truth: Float[Tensor, "B Q Y"]
+
+    @property
+    def support(self) -> Examples:
+        """What a learner adapts to."""
+        return Examples(self.support_x, self.support_y)
+
+    @property
+    def query(self) -> Examples:
+        """What it is judged by in training."""
+        return Examples(self.query_x, self.query_y)
 
 
 @runtime_checkable

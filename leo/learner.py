@@ -7,19 +7,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from leo.episodes import Tasks
+from leo.noise import NO_NOISE, Noise
 from leo.support import Support
 
 
 class MetaLearner(nn.Module, ABC):
     """A method that meta-training improves."""
 
-    @abstractmethod
-    def meta_loss(self, tasks: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """What meta-training minimises, ``loss``, beside its terms; means over the tasks.
+    def draw_noise(self, tasks: Any, generator: torch.Generator) -> Noise:
+        """The random numbers of one training pass over ``tasks``; here, none."""
+        return NO_NOISE
 
-        ``generator`` draws what a learner samples in training.
+    def objective(self, tasks: Any, noise: Noise) -> dict[str, Tensor]:
+        """What meta-training minimises, ``loss``, next to its terms; means over the tasks.
+
+        A function of the tasks and of ``noise``, so that it can be taken again for a part of them. ``loss`` is not
+        finite where the parameters that a task was adapted to are not.
         """
+        raise TypeError(f"{type(self).__name__} has nothing to train: it does not define objective(tasks, noise)")
+
+    def meta_loss(self, tasks: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """``objective`` with random numbers of ``generator``."""
+        return self.objective(tasks, self.draw_noise(tasks, generator))
+
+    def penalized(self) -> list[Tensor]:
+        """The parameters of the L2 term; here, none."""
+        return []
 
 
 class Learner(MetaLearner):
@@ -30,19 +43,9 @@ class Learner(MetaLearner):
         return x
 
     @abstractmethod
-    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
-        """One weight vector for each class; the score of x is its product with ``embed(x)``. Nothing is sampled."""
+    def adapt(self, support: Float[Tensor, "B N K D"] | Support) -> Float[Tensor, "B N E"]:
+        """One weight vector for each class; the score of x is its product with ``embed(x)``. Nothing is sampled.
 
-    @abstractmethod
-    def adapt_to(self, support: Support) -> Float[Tensor, "B N E"]:
-        """``adapt`` where classes differ in their number of images; equal to it in tasks as in training.
-
-        Plain and for values alone: no gradient is asked of it.
+        ``support`` is that of training, K images a class, or a ``Support``, whose classes differ in their number of
+        images. Where these happen to be equal, both give the same classifier.
         """
-
-    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
-        """What meta-training minimises, ``loss``, beside its terms and ``accuracy``; means over the tasks.
-
-        ``generator`` draws what a learner samples in training.
-        """
-        raise TypeError(f"{type(self).__name__} has nothing to train")

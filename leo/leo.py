@@ -1,62 +1,30 @@
-"""Latent Embedding Optimization (Rusu et al., ICLR 2019, Algorithm 1) for a linear softmax classifier."""
+"""LEO for a linear softmax classifier (Rusu et al., ICLR 2019): the parts that ``leo.algorithm`` puts together."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int16
-from torch import Tensor, nn
+from torch import Tensor
 
-from leo import objective, softmax
+from leo import softmax
+from leo.algorithm import InnerLoops, LatentEmbeddingOptimization
+from leo.closed_form import LatentLoop, WeightStep, class_mean
 from leo.dropout import dropout, random_bits
 from leo.episodes import Tasks
-from leo.inner_loops import LatentLoop, WeightStep, class_mean, spread
 from leo.learner import Learner
-from leo.networks import Decoder, Gaussian, RelationNetwork, decode, glorot_linear, stddev
+from leo.networks import Decoder, Gaussian, RelationNetwork, glorot_linear, stddev
+from leo.noise import NO_NOISE, Noise
 from leo.products import linear
-from leo.support import Support
+from leo.support import AnySupport, Support, examples_of, images_of, sizes_of, support_loss
 from runner.errors import InputError
 
-
-class Noise(NamedTuple):
-    """All random numbers of one pass; None where nothing is sampled, or dropped.
-
-    Standard-normal draws of the codes, and of the weights at each of S + 1 decodings; bits of the dropout masks of
-    the support, at the encoder and at each of T inner steps, and of the queries.
-    """
-
-    latents: Float[Tensor, "B N M Z"] | None = None
-    weights: Float[Tensor, "S_plus_1 B N M D"] | None = None
-    support_bits: Int16[Tensor, "T_plus_1 B N K D"] | None = None
-    query_bits: Int16[Tensor, "B N Q D"] | None = None
+__all__ = ["LEO", "NO_NOISE", "Noise"]
 
 
-NO_NOISE = Noise()
-
-
-class Adaptation(NamedTuple):
-    """The path of one adaptation; index s is after s steps.
-
-    Differentiable to the meta-parameters, but for the codes after the first: these are values alone.
-    """
-
-    code: Gaussian
-    latents: list[Float[Tensor, "B N M Z"]]
-    decoded: Float[Tensor, "B N M D"]
-    finetuned: list[Float[Tensor, "B N D"]]
-
-    @property
-    def weights(self) -> Float[Tensor, "B N D"]:
-        """The adapted classifier."""
-        return self.finetuned[-1]
-
-
-class LEO(Learner):
-    """LEO: encode a task to latent codes, take gradient steps there, decode, fine-tune the weights.
-
-    Algorithm 1's inner loops are written with the gradient of the support loss in closed form, so that one ordinary
-    backward pass gives the exact (second-order) meta-gradient.
+class LEO(LatentEmbeddingOptimization, Learner):
+    """Latent Embedding Optimization that generates the weights of a linear softmax classifier.
 
     Args:
         num_features: D.
@@ -65,11 +33,16 @@ class LEO(Learner):
             logits averaged). Equal where K = 1.
         initial_code: ``encoder``, or ``prior``: drawn from N(0, 1), whose mean 0 is used where nothing is sampled.
         stochastic: whether codes and weights are sampled in training. In evaluation they are the means.
-        num_latent_steps, num_finetune_steps: inner steps in latent space and in weight space.
+        num_latent_steps, num_finetune_steps: S and F, inner steps in latent space and in weight space.
         latent_lr, finetune_lr: initial value of the learned rates, one for each latent and feature dimension.
         dropout: rate at the encoder's input and at each prediction, in training.
         kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2 of Eq. 6.
+        inner_loops: ``closed_form``: the inner gradients written out (``leo.closed_form``), for this decoder and this
+            inner loss alone; ``autograd``: those of ``leo.algorithm``, for anything that a subclass overrides;
+            ``auto``: the closed form where it applies. Equal, but for rounding, where both apply.
     """
+
+    decoder: Decoder
 
     def __init__(
         self,
@@ -88,32 +61,83 @@ class LEO(Learner):
         encoder_penalty_weight: float,
         l2_weight: float,
         orthogonality_weight: float,
+        inner_loops: Literal["auto", "closed_form", "autograd"] = "auto",  # which older checkpoints do not name
     ) -> None:
-        super().__init__()
+        super().__init__(
+            num_latent_steps=num_latent_steps,
+            num_finetune_steps=num_finetune_steps,
+            kl_weight=kl_weight,
+            encoder_penalty_weight=encoder_penalty_weight,
+            l2_weight=l2_weight,
+            orthogonality_weight=orthogonality_weight,
+        )
         if latents not in ("class", "example"):
             raise InputError(f"latents={latents!r} is unknown; choose class or example")
         if initial_code not in ("encoder", "prior"):
             raise InputError(f"initial_code={initial_code!r} is unknown; choose encoder or prior")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not a rate; it must be at least 0 and below 1")
+        if inner_loops not in ("auto", "closed_form", "autograd"):
+            raise InputError(f"inner_loops={inner_loops!r} is unknown; choose auto, closed_form or autograd")
         self.num_features, self.num_latents, self.latents = num_features, num_latents, latents
-        self.stochastic, self.dropout = stochastic, dropout
-        self.num_latent_steps, self.num_finetune_steps = num_latent_steps, num_finetune_steps
-        self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
-        self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
+        self.stochastic, self.dropout, self.form = stochastic, dropout, inner_loops
         self.encodes = initial_code == "encoder"
         if self.encodes:
             self.encoder = glorot_linear(num_features, num_latents)
             self.relation = RelationNetwork(num_latents)
         self.decoder = Decoder(num_latents, num_features)
-        if num_latent_steps:
-            self.latent_lr = nn.Parameter(torch.full((num_latents,), float(latent_lr)))
-        if num_finetune_steps:
-            self.finetune_lr = nn.Parameter(torch.full((num_features,), float(finetune_lr)))
+        self.set_rates(num_latents, latent_lr, num_features, finetune_lr)
+        if inner_loops == "closed_form":
+            self.check_closed_form()
 
-    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
+    def adapt(self, support: AnySupport) -> Float[Tensor, "B N D"]:
         """The classifier adapted to ``support``, by the means of codes and weights and without dropout."""
-        return self.adaptation(support, NO_NOISE).weights
+        return self.adaptation(support).weights
+
+    def encode(self, support: AnySupport) -> Gaussian:
+        """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""
+        num_tasks, num_way, num_shot = sizes_of(support)
+        if not self.encodes:
+            code = self.prior(num_tasks, num_way)
+        elif isinstance(support, Support):
+            codes = support.images @ self.encoder.weight.T
+            code = self.relation.weighted(codes, support.partner_mean, support.class_mean)
+        else:
+            code = self.relation(linear(support, self.encoder.weight))
+        return self.copies(code, num_shot)
+
+    def prior(self, num_tasks: int, num_way: int) -> Gaussian:
+        """N(0, 1) for each class, [B, N, Z]: exp(u) - 1 = 1."""
+        mean = next(self.parameters()).new_zeros(num_tasks, num_way, self.num_latents)
+        return Gaussian(mean, torch.full_like(mean, 2.0).log())
+
+    def copies(self, code: Gaussian, num_shot: int) -> Gaussian:
+        """The class's distribution for each of its M codes: ``num_shot`` with ``latents=example``, else one."""
+        num_codes = num_shot if self.latents == "example" else 1
+        return Gaussian(*(part.unsqueeze(2).expand(-1, -1, num_codes, -1) for part in code))
+
+    def decode(self, z: Float[Tensor, "B N M Z"], eps: Float[Tensor, "B N M D"] | None) -> Float[Tensor, "B N M D"]:
+        """Weights w ~ N(mean(z), stddev(z)) of each code (Eq. 4); at z = 0 stddev is Glorot's, sqrt(2 / (N + D))."""
+        mean, u = self.decoder(z)
+        if eps is None:
+            return mean
+        return mean + stddev(u, (2 / (z.shape[1] + self.num_features)) ** 0.5) * eps
+
+    def model_parameters(self, decoded: Float[Tensor, "B N M D"]) -> Float[Tensor, "B N D"]:
+        """The classifier of the M weight vectors of each class, whose logits are averaged."""
+        return decoded.mean(2)
+
+    def inner_loss(self, parameters: Float[Tensor, "B N M D"], support: AnySupport) -> Float[Tensor, " B"]:
+        """The cross-entropy of each task, summed over its support (Eq. 5)."""
+        return support_loss(self.model_parameters(parameters), support)
+
+    def query_terms(self, parameters: Float[Tensor, "B N D"], tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
+        """Mean cross-entropy and accuracy of the queries."""
+        logits = softmax.logits(parameters, self.drop(tasks.query, noise.query_bits))
+        return {
+            "query_loss": softmax.cross_entropy(logits).mean(),
+            "accuracy": softmax.accuracy(logits.detach()).mean(),
+        }
 
     def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
         """The random numbers of one training pass."""
@@ -130,106 +154,71 @@ class LEO(Learner):
     def draw_samples(self, sizes: Sequence[int], generator: torch.Generator) -> Noise:
         """The random numbers of sampled adaptations, without dropout; ``sizes`` are B, N and K."""
         num_tasks, num_way, num_shot = sizes
-        weight, num_codes = self.decoder.linear.weight, num_shot if self.latents == "example" else 1
+        weight, num_codes = next(self.parameters()), num_shot if self.latents == "example" else 1
         normal = partial(torch.randn, dtype=weight.dtype, device=weight.device, generator=generator)
         return Noise(
             latents=normal(num_tasks, num_way, num_codes, self.num_latents),
             weights=normal(self.num_latent_steps + 1, num_tasks, num_way, num_codes, self.num_features),
         )
 
-    def encode(self, support: Float[Tensor, "B N K D"]) -> Gaussian:
-        """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""
-        num_tasks, num_way, num_shot, _ = support.shape
-        code = self.relation(linear(support, self.encoder.weight)) if self.encodes else self.prior(num_tasks, num_way)
-        return self.copies(code, num_shot)
+    def drop(self, x: Float[Tensor, "*any D"], bits: Int16[Tensor, "*any D"] | None) -> Float[Tensor, "*any D"]:
+        """``x`` under the dropout mask of ``bits``; unchanged where there are none."""
+        return x if bits is None else dropout(x, self.dropout, bits)
 
-    def prior(self, num_tasks: int, num_way: int) -> Gaussian:
-        """N(0, 1) for each class, [B, N, Z]: exp(u) - 1 = 1."""
-        mean = self.decoder.linear.weight.new_zeros(num_tasks, num_way, self.num_latents)
-        return Gaussian(mean, torch.full_like(mean, 2.0).log())
+    def seen(self, support: AnySupport, noise: Noise) -> Sequence[AnySupport]:
+        """The support, under a fresh dropout mask at the encoder and at each inner step."""
+        if isinstance(support, Support):
+            return super().seen(support, noise)
+        num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
+        return self.drop(support.expand(num_masks, *support.shape), noise.support_bits).unbind()
 
-    def copies(self, code: Gaussian, num_shot: int) -> Gaussian:
-        """The class's distribution for each of its M codes."""
-        num_codes = num_shot if self.latents == "example" else 1
-        return Gaussian(*(part.unsqueeze(2).expand(-1, -1, num_codes, -1) for part in code))
-
-    def adaptation(self, support: Float[Tensor, "B N K D"], noise: Noise) -> Adaptation:
-        """Algorithm 1, lines 5-10, a function of the support and of ``noise``."""
-        num_steps = self.num_latent_steps
-        inputs = self.drop(support.expand(1 + num_steps + self.num_finetune_steps, *support.shape), noise.support_bits)
-        code = self.encode(inputs[0])
-        z = code.mean if noise.latents is None else code.mean + stddev(code.u) * noise.latents
-        num_tasks, num_way, num_codes, _ = z.shape
-        images = inputs[1:].flatten(2, 3)
+    def inner_loops(self, z: Float[Tensor, "B N M Z"], seen: Sequence[AnySupport], noise: Noise) -> InnerLoops:
+        """Those of ``leo.algorithm``, in closed form where it is asked for or applies."""
+        is_data = not any(images_of(support).requires_grad for support in seen[:1])
+        if self.form == "autograd" or (self.form == "auto" and self.closed_form_obstacle(is_data) is not None):
+            return super().inner_loops(z, seen, noise)
+        self.check_closed_form(is_data)
+        (num_tasks, num_way, num_codes, _), num_steps = z.shape, self.num_latent_steps
+        examples = [examples_of(support) for support in seen]
         weights, path = LatentLoop.apply(
             z.flatten(0, 2),
             self.latent_lr if num_steps else z.new_empty(self.num_latents),
             self.decoder.matrix(sampled=noise.weights is not None),
             None if noise.weights is None else noise.weights.flatten(1, 3),
-            images[:num_steps],
+            [images for images, _ in examples[:num_steps]],
+            examples[0].labels if num_steps else None,
+            num_tasks,
             num_way,
         )
         # Steps of the M vectors of a class are equal, so their mean takes the same step.
         finetuned = [class_mean(weights, num_tasks, num_way)]
         if self.num_finetune_steps:
             rate = self.finetune_lr / num_codes
-            for of_step in images[num_steps:]:
-                finetuned.append(WeightStep.apply(finetuned[-1], rate, of_step))
-        latents = [z, *path.view(num_steps, *z.shape)]
-        return Adaptation(code, latents, weights.view(*z.shape[:3], -1), finetuned)
+            for images, labels in examples[num_steps:]:
+                finetuned.append(WeightStep.apply(finetuned[-1], rate, images, labels))
+        return InnerLoops([z, *path.view(num_steps, *z.shape)], weights.view(*z.shape[:3], -1), finetuned)
 
-    def adapt_to(self, support: Support, noise: Noise = NO_NOISE) -> Float[Tensor, "B N D"]:
-        """``adapt`` where classes differ in their number of images; sampled by the ``noise`` of ``draw_samples``.
+    def closed_form_obstacle(self, is_data: bool) -> str | None:
+        """What the closed form of the inner loops does not know of this learner; None: nothing, it applies.
 
-        Algorithm 1 step by step. Every class has as many codes as a class of training, ``num_shot`` with
-        ``latents=example``.
+        ``is_data``: whether the support needs no gradient.
         """
-        num_tasks, num_way, _ = support.class_mean.shape
-        if self.encodes:
-            codes = support.images @ self.encoder.weight.T
-            code = self.relation.weighted(codes, support.partner_mean, support.class_mean)
-        else:
-            code = self.prior(num_tasks, num_way)
-        code = self.copies(code, support.num_shot)
-        z = code.mean if noise.latents is None else code.mean + stddev(code.u) * noise.latents
-        matrix = self.decoder.matrix(sampled=noise.weights is not None)
-        draws = [None] * (self.num_latent_steps + 1) if noise.weights is None else noise.weights.flatten(1, 3).unbind()
-        for eps in draws[:-1]:
-            weights, slope = decode(z.flatten(0, 2), matrix, eps, num_way)
-            g = spread(support.loss_gradient(class_mean(weights, num_tasks, num_way)), len(weights))
-            factor = g if slope is None else torch.cat([g, g * slope], dim=1)
-            z = z - self.latent_lr * (factor @ matrix).view_as(z)
-        weights, _ = decode(z.flatten(0, 2), matrix, draws[-1], num_way)
-        classifier = class_mean(weights, num_tasks, num_way)
-        for _ in range(self.num_finetune_steps):
-            classifier = classifier - self.finetune_lr / z.shape[2] * support.loss_gradient(classifier)
-        return classifier
+        if not is_data:
+            return "the support needs a gradient"
+        for name in ("decode", "inner_loss", "model_parameters"):
+            if getattr(type(self), name) is not getattr(LEO, name):
+                return f"{type(self).__name__} has a method {name} of its own"
+        if type(self.decoder) is not Decoder or self.decoder.linear.bias is not None:
+            return f"the decoder of {type(self).__name__} is not LEO's linear one"
+        if self.max_norm is not None:
+            return "its inner gradients are limited by max_norm"
+        return None
 
-    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
-        """Eq. 6, ``loss``, and its terms before their weights; means over the tasks."""
-        return self.objective(tasks, self.draw_noise(tasks, generator))
-
-    def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
-        """``meta_loss`` with given random numbers."""
-        path = self.adaptation(tasks.support, noise)
-        logits = softmax.logits(path.weights, self.drop(tasks.query, noise.query_bits))
-        terms = {
-            "query_loss": softmax.cross_entropy(logits).mean(),
-            "encoder_penalty": objective.encoder_penalty(path.latents[0], path.latents[-1]).mean(),
-            "l2": objective.l2(parameter for parameter in self.parameters() if parameter.ndim == 2),
-            "orthogonality": objective.orthogonality(self.decoder.linear.weight),
-        }
-        loss = (
-            terms["query_loss"]
-            + self.encoder_penalty_weight * terms["encoder_penalty"]
-            + self.l2_weight * terms["l2"]
-            + self.orthogonality_weight * terms["orthogonality"]
-        )
-        if noise.latents is not None:
-            terms["kl"] = objective.kl_divergence(path.code, path.latents[0], noise.latents).mean()
-            loss = loss + self.kl_weight * terms["kl"]
-        return {"loss": loss, **terms, "accuracy": softmax.accuracy(logits.detach()).mean()}
-
-    def drop(self, x: Float[Tensor, "*any D"], bits: Int16[Tensor, "*any D"] | None) -> Float[Tensor, "*any D"]:
-        """``x`` under the dropout mask of ``bits``; unchanged where there are none."""
-        return x if bits is None else dropout(x, self.dropout, bits)
+    def check_closed_form(self, is_data: bool = True) -> None:
+        """Raise where the closed form of the inner loops is asked for and does not apply."""
+        obstacle = self.closed_form_obstacle(is_data)
+        if obstacle is not None:
+            raise InputError(
+                f"inner_loops=closed_form knows LEO's linear decoder and softmax loss alone, and {obstacle}; "
+                f"choose inner_loops=auto or autograd"
+            )

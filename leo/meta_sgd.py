@@ -1,14 +1,18 @@
 """Meta-SGD on features (Li et al., 2017): the baseline that adapts in weight space alone (Table 2, first row)."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from leo import objective, softmax
+from leo.closed_form import WeightStep
 from leo.episodes import Tasks
-from leo.inner_loops import WeightStep
+from leo.inner_loops import descend
 from leo.learner import Learner
-from leo.support import Support
+from leo.noise import Noise
+from leo.support import AnySupport, examples_of, sizes_of, support_loss
 from runner.errors import InputError
 
 
@@ -28,31 +32,31 @@ class MetaSGD(Learner):
         self.initial_weights = nn.Parameter(torch.zeros(num_way, num_features))
         self.inner_lr = nn.Parameter(torch.full((num_way, num_features), float(inner_lr)))
 
-    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N D"]:
+    def adapt(self, support: AnySupport) -> Float[Tensor, "B N D"]:
         """The classifier after ``num_steps`` gradient steps on the summed support loss."""
         return self.path(support)[-1]
 
-    def adapt_to(self, support: Support) -> Float[Tensor, "B N D"]:
-        """The same on classes of any number of images."""
-        num_way, trained = len(support.targets), len(self.initial_weights)
+    def path(self, support: AnySupport) -> list[Float[Tensor, "B N D"]]:
+        """The classifier after 0, 1, ..., ``num_steps`` steps."""
+        (num_tasks, num_way, _), trained = sizes_of(support), len(self.initial_weights)
         if num_way != trained:
             raise InputError(
                 f"the support has {num_way} classes, and Meta-SGD learns an initial weight for each class: this one "
                 f"knows tasks of num_way={trained} only; use LEO or prototypes, or train it with num_way={num_way}"
             )
-        weights = self.initial_weights.expand(len(support.present), -1, -1)
+        path, (images, labels) = [self.initial_weights.expand(num_tasks, -1, -1)], examples_of(support)
         for _ in range(self.num_steps):
-            weights = weights - self.inner_lr * support.loss_gradient(weights)
-        return weights
-
-    def path(self, support: Float[Tensor, "B N K D"]) -> list[Float[Tensor, "B N D"]]:
-        """The classifier after 0, 1, ..., ``num_steps`` steps."""
-        path, images = [self.initial_weights.expand(len(support), -1, -1)], support.flatten(1, 2)
-        for _ in range(self.num_steps):
-            path.append(WeightStep.apply(path[-1], self.inner_lr, images))
+            if images.requires_grad:  # which the closed form takes for data
+                path.append(descend(path[-1], self.inner_lr, partial(support_loss, support=support)))
+            else:
+                path.append(WeightStep.apply(path[-1], self.inner_lr, images, labels))
         return path
 
-    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
+    def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
         logits = softmax.logits(self.adapt(tasks.support), tasks.query)
         return objective.query_loss_and_l2(logits, self.initial_weights, self.l2_weight)
+
+    def penalized(self) -> list[Tensor]:
+        """The initial classifier."""
+        return [self.initial_weights]

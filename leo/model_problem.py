@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
@@ -66,10 +66,26 @@ def predict(
 
 
 class ModelScores(NamedTuple):
-    """Per task: the loss of the samples' average prediction to the truth of the queries; and minus it."""
+    """Per task: the loss of the samples' average prediction to the truth of the queries, minus it, and divergence.
+
+    A task diverges where a sampled model or the loss is not finite. It has no loss: NaN, to be left out of means; in
+    ``score`` it counts as a model whose parameters are all zero, which knows nothing of the task.
+    """
 
     loss: Float[Tensor, " B"]
     score: Float[Tensor, " B"]
+    diverged: Bool[Tensor, " B"]
+
+
+@torch.no_grad()
+def score_models(learner: ModelLearner, tasks: ModelTasks, parameters: Float[Tensor, "S B P"]) -> ModelScores:
+    """The scores of ``tasks`` by sampled models."""
+    loss = learner.loss(predict(learner, parameters, tasks.query_x).mean(0), tasks.truth)
+    diverged = ~(parameters.isfinite().all(2).all(0) & loss.isfinite())
+    if not diverged.any():
+        return ModelScores(loss, -loss, diverged)
+    ignorant = learner.loss(learner.model(torch.zeros_like(parameters[0]), tasks.query_x), tasks.truth)
+    return ModelScores(loss.masked_fill(diverged, torch.nan), -torch.where(diverged, ignorant, loss), diverged)
 
 
 class ModelScorer:
@@ -78,15 +94,11 @@ class ModelScorer:
     def __init__(self, learner: ModelLearner, num_samples: int) -> None:
         self.learner, self.num_samples = learner, num_samples
 
+    @torch.no_grad()
     def __call__(self, tasks: ModelTasks) -> ModelScores:
         """The scores of ``tasks``."""
-        # Validation runs in inference mode, whose tensors have no gradients: none for the inner loops.
-        with torch.inference_mode(False), torch.no_grad():
-            generator = torch.Generator(tasks.support_x.device).manual_seed(VAL_SEED)
-            parameters = sample_models(self.learner, tasks, self.num_samples, generator)
-            predictions = predict(self.learner, parameters, tasks.query_x)
-            loss = self.learner.loss(predictions.mean(0), tasks.truth)
-        return ModelScores(loss, -loss)
+        generator = torch.Generator(tasks.support_x.device).manual_seed(VAL_SEED)
+        return score_models(self.learner, tasks, sample_models(self.learner, tasks, self.num_samples, generator))
 
 
 class ModelProblem:
@@ -159,12 +171,16 @@ class ModelProblem:
         rows: list[dict[str, Any]] = []
         for num_shot in track(self.num_shots, description="test", disable=shares_terminal()):
             chunks = self.fixed_tasks(self.cfg.test.num_tasks, num_shot, TEST_SEED, device)
-            rows.append({"num_shot": num_shot} | score_shots(module.learner, chunks, self.num_samples, self.extra))
+            tested = score_shots(module.learner, chunks, self.num_samples, self.extra)
+            rows.append({"num_shot": num_shot} | tested.numbers | {"num_diverged": tested.num_diverged})
+            if num_shot == self.cfg.num_shot:
+                score, num_diverged = tested.score, tested.num_diverged
         return {
             "num_shot": self.cfg.num_shot,
             "num_tasks": self.cfg.test.num_tasks,
             "num_samples": self.num_samples,
-            "score": -rows[list(self.num_shots).index(self.cfg.num_shot)]["mean"],
+            "num_diverged": num_diverged,
+            "score": score,
             "by_num_shot": rows,
         }
 
@@ -172,6 +188,8 @@ class ModelProblem:
         """A table in Markdown: a row for each number of shots."""
         rows = result["by_num_shot"]
         names = [name for name in rows[0] if name != "num_shot" and not name.endswith("_interval95")]
+        if not any(row.get("num_diverged") for row in rows):
+            names = [name for name in names if name != "num_diverged"]
         lines = [["shots", *names], ["---:"] * (1 + len(names))]
         lines += [
             [str(row["num_shot"]), *(number(row[name], row.get(f"{name}_interval95")) for name in names)]
@@ -187,39 +205,45 @@ class ModelProblem:
 
 def number(value: float | None, interval: float | None) -> str:
     """A cell of the table."""
-    if value is None:
-        return ""
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
     return f"{value:.3f}" if interval is None else f"{value:.3f} +- {interval:.3f}"
 
 
+class Tested(NamedTuple):
+    """Of one number of shots: means over the tasks that did not diverge, how many did, and the mean score of all."""
+
+    numbers: dict[str, float | None]
+    num_diverged: int
+    score: float
+
+
 @torch.no_grad()
-def score_shots(
-    learner: ModelLearner, chunks: list[ModelTasks], num_samples: int, extra: Extra | None
-) -> dict[str, float | None]:
+def score_shots(learner: ModelLearner, chunks: list[ModelTasks], num_samples: int, extra: Extra | None) -> Tested:
     """Means over the tasks of ``chunks``, and their intervals. None: of no task.
 
     mean: the loss of the samples' average prediction; single: of one sample; best: of the sample with the lowest loss,
     which only the truth can pick.
     """
     per_task: dict[str, list[Tensor]] = {}
+    all_scores: list[ModelScores] = []
     for i, tasks in enumerate(chunks):
         generator = torch.Generator(tasks.support_x.device).manual_seed(TEST_SEED + i)
         parameters = sample_models(learner, tasks, num_samples, generator)
+        scores = score_models(learner, tasks, parameters)
         predictions = predict(learner, parameters, tasks.query_x)
         losses = torch.stack([learner.loss(prediction, tasks.truth) for prediction in predictions])
-        numbers = {
-            "mean": learner.loss(predictions.mean(0), tasks.truth),
-            "single": losses.mean(0),
-            "best": losses.min(0).values,
-        }
+        numbers = {"mean": scores.loss, "single": losses.mean(0), "best": losses.min(0).values}
         if extra is not None:
             numbers |= extra(tasks, learner, parameters)
         for name, values in numbers.items():
-            per_task.setdefault(name, []).append(values)
+            per_task.setdefault(name, []).append(values.masked_fill(scores.diverged, torch.nan))
+        all_scores.append(scores)
     result: dict[str, float | None] = {}
     for name, parts in per_task.items():
         values = torch.cat(parts)
-        values = values[~values.isnan()] if extra is not None and name not in ("mean", "single", "best") else values
+        values = values[~values.isnan()]
         result[name] = values.mean().item() if len(values) else None
         result[f"{name}_interval95"] = interval95(values) if len(values) > 1 else None
-    return result
+    of_all = ModelScores(*(torch.cat(parts) for parts in zip(*all_scores, strict=True)))
+    return Tested(result, int(of_all.diverged.sum()), of_all.score.mean().item())

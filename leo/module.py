@@ -1,6 +1,5 @@
 """Meta-training as a Lightning module: optimiser, clipping, logging. The arithmetic is the learner's."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from leo.diverged import DivergedTasks
 from leo.features import Normalizer
 from leo.learner import MetaLearner
 from leo.stream import BatchStream
 from leo.update import update_for
-from runner.errors import InputError
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
@@ -22,14 +21,15 @@ class MetaLearning(pl.LightningModule):
     """Trains ``learner`` on the tasks of a ``TaskData``, a number of updates in each training step.
 
     Logs ``train/loss``, each of its terms and the mean of each vector of learned rates, of the last update of each
-    training step; the means of what the data's scorer gives, ``val/...``, at each validation. The logged step is the
-    number of the update, from 0.
+    training step, and ``train/diverged``, the number of tasks that diverged so far; the means of what the data's scorer
+    gives, ``val/...``, at each validation. The logged step is the number of the update, from 0.
 
     Args:
         learner: what is trained.
         normalizer: fitted to the training features; kept here so that the checkpoint carries it. None: tasks have none.
         optimizer, schedule: called with the parameters, and with the optimiser (None: a constant rate).
         clip_value, clip_norm: see ``leo.clipping``. As the optimiser, None only for a learner that is not trained.
+        diverged, max_diverged: what is done about tasks that diverge, and their largest share (``leo.diverged``).
         seed: of all noise of training; its generator lies on the device of training.
     """
 
@@ -42,6 +42,8 @@ class MetaLearning(pl.LightningModule):
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
         clip_value: float | None,
         clip_norm: float | None,
+        diverged: str,
+        max_diverged: float,
         seed: int,
     ) -> None:
         super().__init__()
@@ -49,8 +51,9 @@ class MetaLearning(pl.LightningModule):
         self.learner, self.normalizer = learner, normalizer
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.clip_value, self.clip_norm, self.seed = clip_value, clip_norm, seed
+        self.diverged, self.max_diverged = diverged, max_diverged
         self.generator: torch.Generator | None = None
-        self.last_finite_loss: float | None = None
+        self.diverged_state: dict[str, Any] | None = None
 
     def on_train_start(self) -> None:
         """Make the update, now that the optimiser and the schedule are where the checkpoint left them."""
@@ -67,15 +70,18 @@ class MetaLearning(pl.LightningModule):
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             generator=self.generator,
+            diverged=self.diverged,
+            num_updates=self.global_step,
         )
+        self.diverged_tasks = DivergedTasks(self.max_diverged, stream.batch_size)
+        if self.diverged_state is not None:
+            self.diverged_tasks.load_state_dict(self.diverged_state)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> None:
         """An update for each entry of ``batch``."""
-        losses = []
-        for tasks in batch:
-            terms = self.update(tasks)
-            losses.append(terms["loss"].clone())
-        self.check_finite(torch.stack(losses).tolist())
+        outcomes = self.update(batch)
+        for i, outcome in enumerate(outcomes):
+            self.diverged_tasks.add(outcome.num_diverged, self.global_step + i)
         # What Lightning counts as steps, and so takes for the place in training, are updates.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         progress.ready += len(batch)
@@ -85,20 +91,16 @@ class MetaLearning(pl.LightningModule):
             for name, parameter in self.learner.named_parameters()
             if name.endswith("_lr")
         }
+        terms = outcomes[-1].terms or {}
         values = {f"train/{name}": value.item() for name, value in (terms | rates).items()}
+        values["train/diverged"] = float(self.diverged_tasks.total)
         for logger in self.loggers:
             logger.log_metrics(values, self.global_step - 1)
         self.log_dict(values, prog_bar=True, logger=False)
 
-    def check_finite(self, losses: list[float]) -> None:
-        """Raise at the first of ``losses`` that is not finite. Looking once for all keeps the device busy."""
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the training loss is not finite ({loss}) at step {self.global_step + i} (last finite loss "
-                    f"{self.last_finite_loss}); lower the learning rate or the initial inner rates"
-                )
-            self.last_finite_loss = loss
+    def totals(self) -> dict[str, int]:
+        """What a finished training reports, next to its score: the number of training tasks that diverged."""
+        return {"train_diverged": self.diverged_tasks.total}
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with its schedule stepped at every update."""
@@ -120,28 +122,37 @@ class MetaLearning(pl.LightningModule):
         self.scorer = self.trainer.datamodule.make_scorer(self.learner)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Mean scores over a fixed set of tasks."""
-        scores = self.scorer(batch)
-        values = {f"val/{name}": score.mean() for name, score in scores._asdict().items()}
-        self.log_dict(values, batch_size=len(scores[0]), prog_bar=True)
+        """Mean scores over a fixed set of tasks; those that diverged have no loss, and are counted."""
+        scores = self.scorer(batch)._asdict()
+        diverged = scores.pop("diverged")
+        num_tasks, num_diverged = len(diverged), int(diverged.sum())
+        for name, score in scores.items():
+            if name != "loss":
+                self.log(f"val/{name}", score.mean(), batch_size=num_tasks, prog_bar=True)
+            elif num_diverged < num_tasks:
+                finite = score if not num_diverged else score[~diverged]
+                self.log("val/loss", finite.mean(), batch_size=len(finite), prog_bar=True)
+        self.log("val/diverged", float(num_diverged), batch_size=num_tasks, reduce_fx="sum")
         self.log("step", float(self.global_step - 1), batch_size=1)  # which Lightning takes for the logged step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the noise."""
+        """Add the state of the noise, and the count of diverged tasks."""
         assert self.generator is not None
         checkpoint["noise_generator"] = self.generator.get_state()
+        checkpoint["diverged"] = self.diverged_tasks.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the noise where the checkpoint was taken."""
         assert self.generator is not None
         self.generator.set_state(checkpoint["noise_generator"].cpu())
+        self.diverged_state = checkpoint.get("diverged")  # checkpoints made before tasks were counted lack it
 
 
 class TaskData(pl.LightningDataModule):
     """The stream of training tasks and the fixed validation tasks, all on the device already.
 
     ``make_scorer`` turns a learner into a function from a chunk of ``val_tasks`` to scores: a NamedTuple of one number
-    a task each.
+    a task each, with ``diverged`` among them.
     """
 
     def __init__(

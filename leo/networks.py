@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import threshold
 
-from leo.products import linear, product
+from leo.products import linear
 
 STDDEV_FLOOR = 1e-10
 PAIRS_PER_PART = 1 << 15  # of images, whose hidden layer is held at a time: 16 MB for 64 latents
@@ -33,7 +32,7 @@ def stddev(u: Float[Tensor, "*any"], offset: float | Tensor = 0.0) -> Float[Tens
 
 
 class RelationNetwork(nn.Module):
-    """Class codes from the codes of all support images: the relation network and Eq. 3's averages.
+    """Class codes from the codes of all support images: the relation network and the averages of Eq. 3.
 
     A three-layer network (ReLU after the first two) sees each ordered pair of images, self pairs included; its
     outputs are averaged over the partner and over the images of a class. Factored, exactly: the first layer is
@@ -76,29 +75,17 @@ class RelationNetwork(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Classifier weights from latent codes: w ~ N(mean(z), stddev(z)), both linear in z before ``stddev`` (Eq. 5)."""
+    """Mean and u of a classifier's weights from latent codes, both linear (Eq. 4)."""
 
     def __init__(self, num_latents: int, num_features: int) -> None:
         super().__init__()
         self.linear = glorot_linear(num_latents, 2 * num_features)
 
+    def forward(self, z: Float[Tensor, "*any Z"]) -> tuple[Float[Tensor, "*any D"], Float[Tensor, "*any D"]]:
+        """Mean and u of the weights."""
+        mean, u = self.linear(z).chunk(2, -1)
+        return mean, u
+
     def matrix(self, sampled: bool) -> Float[Tensor, "_ Z"]:
         """From a code to the mean of its weights, [D, Z], and where they are sampled to u below it, [2D, Z]."""
         return self.linear.weight if sampled else self.linear.weight.chunk(2)[0]
-
-
-def decode(
-    z: Float[Tensor, "R Z"], matrix: Float[Tensor, "_ Z"], eps: Float[Tensor, "R D"] | None, num_way: int
-) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"] | None]:
-    """Weights w = mean + stddev * eps and their slope dw/du; the mean alone, and None, where ``eps`` is None.
-
-    At z = 0 the standard deviation is Glorot's, sqrt(2 / (N + D)). With an offset no digits are lost by exp, and
-    expm1 takes ten times as long. The slope, 0 at the floor, is its own derivative with respect to u.
-    """
-    if eps is None:
-        return product(z, matrix), None
-    num_features = eps.shape[1]
-    mean, u = product(z, matrix).split(num_features, dim=1)
-    exp_u, floor = u.exp(), 1 - (2 / (num_way + num_features)) ** 0.5
-    slope = threshold(exp_u, floor + STDDEV_FLOOR, 0.0).mul_(eps)
-    return torch.addcmul(mean, exp_u.sub_(floor).clamp_min_(STDDEV_FLOOR), eps), slope

@@ -9,7 +9,8 @@ from leo import objective, softmax
 from leo.episodes import Tasks
 from leo.learner import Learner
 from leo.networks import glorot_linear
-from leo.support import Support
+from leo.noise import Noise
+from leo.support import AnySupport, images_of, mean_over_class
 
 
 class NearestCentroid(Learner):
@@ -27,13 +28,9 @@ class NearestCentroid(Learner):
         """Unit-length features."""
         return normalize(x, dim=-1)
 
-    def adapt(self, support: Float[Tensor, "B N K D"]) -> Float[Tensor, "B N E"]:
+    def adapt(self, support: AnySupport) -> Float[Tensor, "B N E"]:
         """The unit-length centroid of each class."""
-        return normalize(normalize(self.embed(support), dim=-1).mean(2), dim=-1)
-
-    def adapt_to(self, support: Support) -> Float[Tensor, "B N E"]:
-        """The unit-length centroid of each class."""
-        return normalize(support.class_mean @ normalize(self.embed(support.images), dim=-1), dim=-1)
+        return normalize(mean_over_class(normalize(self.embed(images_of(support)), dim=-1), support), dim=-1)
 
 
 class LinearPrototypes(NearestCentroid):
@@ -56,7 +53,11 @@ class LinearPrototypes(NearestCentroid):
         """Mapped features of length ``exp(log_scale)``."""
         return normalize(self.linear(x), dim=-1) * self.log_scale.exp()
 
-    def meta_loss(self, tasks: Tasks, generator: torch.Generator) -> dict[str, Tensor]:
+    def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
         logits = softmax.logits(self.adapt(tasks.support), self.embed(tasks.query))
         return objective.query_loss_and_l2(logits, self.linear.weight, self.l2_weight)
+
+    def penalized(self) -> list[Tensor]:
+        """The matrix of the map."""
+        return [self.linear.weight]

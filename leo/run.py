@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from leo.episodes import TaskIndices, TaskStream, check_task_size
-from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95
+from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
@@ -100,12 +100,12 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         )
         device = trainer.strategy.root_device
         if is_trained:
-            outcome = train(trainer, module, problem.data(module, device), folder)
+            outcome = train(trainer, module, problem.data(module, device), folder, totals=module.totals)
             load_weights(module, outcome.checkpoint, cfg)
             trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
             score = problem.validate(module.to(device))
-            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "checkpoint": None}
+            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}, "checkpoint": None}
         if cfg.test.num_tasks is None:
             return float(trained["score"])
         tested = test(cfg, problem, module.to(device), trained, config)
@@ -127,7 +127,8 @@ def test_checkpoint(cfg: DictConfig) -> float:
     module, config = problem.build(), run_config(cfg, problem.origin)
     checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
     score = max(state["best_score"] for name, state in checkpoint["callbacks"].items() if name == "RunCheckpoints")
-    trained = {"score": score, "num_steps": checkpoint["global_step"], "seconds": None}
+    counted = {"train_diverged": checkpoint["diverged"]["total"]} if "diverged" in checkpoint else {}
+    trained = {"score": score, "num_steps": checkpoint["global_step"], "seconds": None, "totals": counted}
     with run_folder(Path(cfg.run_dir), config):
         return float(test(cfg, problem, module, trained | {"checkpoint": cfg.checkpoint}, config)[problem.score])
 
@@ -143,6 +144,7 @@ def test(
         **problem.test(module, module.device),
         f"val_{problem.score}": trained["score"],
         "num_steps": trained["num_steps"],
+        **trained["totals"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
         "config": config,
@@ -207,9 +209,10 @@ class Classification:
             "data": table.origin["data"],
             "layer": table.origin["layer"],
             "num_tasks": len(scores.accuracy),
+            "num_diverged": int(scores.diverged.sum()),
             "accuracy": scores.accuracy.mean().item(),
             "interval95": interval95(scores.accuracy),
-            "loss": scores.loss.mean().item(),
+            "loss": mean_of(scores.loss, scores.diverged),
         }
 
     def summary(self, result: dict[str, Any]) -> str:
@@ -217,6 +220,7 @@ class Classification:
         return (
             f"test accuracy {100 * result['accuracy']:.2f} +- {100 * result['interval95']:.2f} % "
             f"(95 % interval over {result['num_tasks']} tasks)"
+            + (f"; {result['num_diverged']} of them diverged and count as wrong" if result.get("num_diverged") else "")
         )
 
 
@@ -238,6 +242,8 @@ def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) ->
         schedule=instantiate(cfg.model.schedule),
         clip_value=cfg.model.clip_value,
         clip_norm=cfg.model.clip_norm,
+        diverged=cfg.diverged,
+        max_diverged=float(cfg.max_diverged),
         seed=cfg.seed,
     )
 

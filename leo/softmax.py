@@ -3,9 +3,18 @@
 The label of ``x[:, i]`` is class i. Inner losses are sums over images, as in the released code.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+class Labels(NamedTuple):
+    """The class of each of n images: 1 in ``targets``, else 0; and how often the image counts in a loss."""
+
+    targets: Float[Tensor, "N n"]
+    counts: Float[Tensor, "B 1 n"]
 
 
 def logits(weights: Float[Tensor, "B N E"], x: Float[Tensor, "B N Q E"]) -> Float[Tensor, "B N Q N"]:
@@ -25,22 +34,33 @@ def accuracy(logits: Float[Tensor, "B N Q N"]) -> Float[Tensor, " B"]:
     return (logits.max(-1).indices == labels).to(logits.dtype).mean((1, 2))
 
 
-def probabilities(weights: Float[Tensor, "B N E"], images: Float[Tensor, "B NK E"]) -> Float[Tensor, "B N NK"]:
-    """Probability p of each class for each image; the images of class 0 come first, then those of class 1, ..."""
+def probabilities(weights: Float[Tensor, "B N E"], images: Float[Tensor, "*B n E"]) -> Float[Tensor, "B N n"]:
+    """Probability p of each class for each image; the tasks have images of their own, or share them."""
     return (weights @ images.mT).softmax(1)
 
 
-def loss_gradient(p: Float[Tensor, "B N NK"], images: Float[Tensor, "B NK E"]) -> Float[Tensor, "B N E"]:
-    """Gradient of the summed cross-entropy with respect to the weights: sum over images of (p - y) x."""
+def loss_gradient(
+    p: Float[Tensor, "B N n"], images: Float[Tensor, "*B n E"], labels: Labels | None = None
+) -> Float[Tensor, "B N E"]:
+    """Gradient of the summed cross-entropy with respect to the weights: sum over images of (p - y) x.
+
+    Without ``labels`` the images of class 0 come first, then as many of class 1, ..., and each counts once.
+    """
+    if labels is not None:
+        return (p - labels.targets) * labels.counts @ images
     residual = p.clone()
     residual.unflatten(2, (p.shape[1], -1)).diagonal(dim1=1, dim2=2).sub_(1)
     return residual @ images
 
 
 def hessian_product(
-    p: Float[Tensor, "B N NK"], images: Float[Tensor, "B NK E"], v: Float[Tensor, "B N E"]
+    p: Float[Tensor, "B N n"],
+    images: Float[Tensor, "*B n E"],
+    v: Float[Tensor, "B N E"],
+    labels: Labels | None = None,
 ) -> Float[Tensor, "B N E"]:
     """Hessian of the summed cross-entropy with respect to the weights, times v: sum over images of p (s - p.s) x, where
     s = v x are the scores of v."""
     weighted = p * (v @ images.mT)
-    return (weighted - p * weighted.sum(1, keepdim=True)) @ images
+    residual = weighted - p * weighted.sum(1, keepdim=True)
+    return (residual if labels is None else residual * labels.counts) @ images

@@ -1,23 +1,43 @@
-"""One meta-update: gather, Eq. 6, backward, clipping, optimiser, schedule. On CUDA, one captured graph replayed."""
+"""One meta-update: gather, Eq. 6, backward, clipping, optimiser, schedule (Algorithm 1, line 17)."""
 
-from typing import Any
+import math
+import warnings
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from leo.clipping import clip_gradients
+from leo.diverged import ANSWERS, REMEDY
 from leo.learner import MetaLearner
+from leo.noise import Noise
 from leo.stream import BatchStream
+from runner.errors import InputError
 
 EAGER_UPDATES = 3  # before the capture, so that every library has made its buffers
+DECAY = 1e-4  # of the released code: the rate at which matrices shrink in place of an update
+
+
+class Outcome(NamedTuple):
+    """Of one update: the terms of its objective, None where no task was finite; and how many tasks diverged."""
+
+    terms: dict[str, Tensor] | None
+    num_diverged: int
 
 
 class MetaUpdate:
-    """Updates ``learner`` on one batch of ``stream`` at each call; returns the terms of its objective.
+    """Updates ``learner`` on batches of ``stream``.
 
-    ``generator`` draws the noise; it lies on the device of the stream, as all tensors do.
+    Args:
+        learner, optimizer, schedule: what is trained, and how; None: a constant rate.
+        stream: its batches are updated on; it lies on the device of the learner.
+        clip_value, clip_norm: see ``leo.clipping``.
+        generator: draws the noise, on the device of the stream.
+        diverged: what is done about tasks that diverge (``leo.diverged``).
+        num_updates: that were made before, for messages.
     """
 
     def __init__(
@@ -30,38 +50,166 @@ class MetaUpdate:
         clip_value: float,
         clip_norm: float,
         generator: torch.Generator,
+        diverged: str,
+        num_updates: int = 0,
     ) -> None:
+        if diverged not in ANSWERS:
+            raise InputError(f"diverged={diverged!r} is unknown; choose one of {', '.join(ANSWERS)}")
         self.learner, self.optimizer, self.schedule = learner, optimizer, schedule
+        self.parameters = list(learner.parameters())
         self.stream, self.generator = stream, generator
         self.clip_value, self.clip_norm = clip_value, clip_norm
+        self.diverged, self.num_updates = diverged, num_updates
+        self.last_loss: Tensor | None = None
 
-    def __call__(self, tasks: Any) -> dict[str, Tensor]:
-        """Eq. 6 and its terms before the update. The tensors may be overwritten by the next call."""
-        terms = self.compute(tasks)
-        if self.schedule is not None:
-            self.schedule.step()
-        return terms
+    def __call__(self, batches: list[Any]) -> list[Outcome]:
+        """An update for each of ``batches``."""
+        return [self.update(batch) for batch in batches]
 
-    def compute(self, tasks: Any) -> dict[str, Tensor]:
-        """All but the schedule: nothing here waits for the device, and no shape depends on data."""
+    def update(self, batch: Any) -> Outcome:
+        """One update. It waits for the device: what follows depends on whether all is finite."""
+        tasks = self.stream.gather(batch)
+        noise = self.learner.draw_noise(tasks, self.generator)
+        outcome = Outcome(self.differentiate(tasks, noise), 0)
+        assert outcome.terms is not None
+        if not self.is_sound(self.largest(outcome.terms)):
+            outcome = self.answer(outcome.terms, tasks, noise)
+        if outcome.terms is not None or self.diverged == "decay":
+            self.descend()
+        self.count(outcome.terms)
+        return outcome
+
+    def differentiate(self, tasks: Any, noise: Noise) -> dict[str, Tensor]:
+        """The terms of the objective; its gradient is left in the parameters."""
         self.optimizer.zero_grad()
-        terms = self.learner.meta_loss(self.stream.gather(tasks), self.generator)
+        terms = self.learner.objective(tasks, noise)
         terms["loss"].backward()
-        clip_gradients(self.learner.parameters(), self.clip_value, self.clip_norm)
-        self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
+    def descend(self) -> None:
+        """Clip the gradient and take the optimiser's step."""
+        clip_gradients(self.parameters, self.clip_value, self.clip_norm)
+        self.optimizer.step()
 
-class CapturedUpdate(MetaUpdate):
+    def count(self, terms: dict[str, Tensor] | None) -> None:
+        """Step the schedule, which counts updates that changed nothing too."""
+        self.num_updates += 1
+        self.last_loss = self.last_loss if terms is None else terms["loss"]
+        if self.schedule is not None:
+            with warnings.catch_warnings():  # of a schedule that is ahead of the optimiser
+                if terms is None:
+                    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self.schedule.step()
+
+    def largest(self, terms: dict[str, Tensor]) -> Tensor:
+        """The size of the loss and of the largest element of each gradient: finite where all of these are."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return torch.stack([terms["loss"].abs(), *torch._foreach_norm(gradients, torch.inf)])
+
+    def is_sound(self, largest: Tensor) -> bool:
+        """Whether loss and gradient are finite; with ``decay``, as in the released code, whether none is NaN."""
+        bad = largest.isnan() if self.diverged == "decay" else ~largest.isfinite()
+        return not bad.any().item()
+
+    def answer(self, terms: dict[str, Tensor], tasks: Any, noise: Noise) -> Outcome:
+        """What is done about a batch whose loss or gradient is not finite; leaves a gradient where a step follows."""
+        if self.diverged == "stop":
+            loss = terms["loss"].item()
+            what = "gradient is not finite" if math.isfinite(loss) else f"loss is not finite ({loss})"
+            last = None if self.last_loss is None else self.last_loss.item()
+            raise InputError(
+                f"the training {what} at step {self.num_updates} (last finite loss {last}); {REMEDY}, or go on "
+                f"with diverged=skip"
+            )
+        finite = self.finite_tasks(tasks, noise)
+        num_tasks, rows = len(finite), finite.nonzero().flatten()
+        if self.diverged == "decay":
+            self.set_decay()
+            return Outcome(None, num_tasks - len(rows) or num_tasks)
+        if 0 < len(rows) < num_tasks:
+            kept = self.differentiate(take(tasks, rows), noise.of_tasks(rows))
+            if self.is_sound(self.largest(kept)):
+                return Outcome(kept, num_tasks - len(rows))
+        return Outcome(None, num_tasks)
+
+    def finite_tasks(self, tasks: Any, noise: Noise) -> Bool[Tensor, " B"]:
+        """Whether the loss of each task and its gradient are finite, one task after another."""
+        rows = torch.arange(len(tasks[0]), device=self.stream.device).split(1)
+        of_task = [self.largest(self.differentiate(take(tasks, row), noise.of_tasks(row))) for row in rows]
+        return torch.stack(of_task).isfinite().all(1)
+
+    def set_decay(self) -> None:
+        """The released code's gradient in place of one that is NaN: that of 1e-4 times the L2 term alone."""
+        penalized = {id(parameter) for parameter in self.learner.penalized()}
+        for parameter in self.parameters:
+            share = DECAY if id(parameter) in penalized else 0.0
+            parameter.grad = share * parameter.detach()
+
+
+class OptimisticUpdate(MetaUpdate):
+    """The same where a look at the device would hold it up: it looks once, after all updates of a call.
+
+    Where one of them met a task that diverged, it goes back to before them and makes them again, one by one.
+    """
+
+    def __call__(self, batches: list[Any]) -> list[Outcome]:
+        before = self.state()
+        launched = [self.launch(batch) for batch in batches]
+        if self.is_sound(torch.stack([largest for _, largest in launched])):
+            return [Outcome(terms, 0) for terms, _ in launched]
+        self.restore(before)
+        return super().__call__(batches)
+
+    def launch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """An update whatever comes out; its terms, and ``largest`` of them. Nothing here waits for the device."""
+        terms, largest = self.compute(self.stream.gather(batch))
+        self.count(terms)
+        return terms, largest
+
+    def compute(self, tasks: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """All but the schedule. No shape depends on data."""
+        terms = self.differentiate(tasks, self.learner.draw_noise(tasks, self.generator))
+        largest = self.largest(terms)
+        self.descend()
+        return terms, largest
+
+    def tensors(self) -> list[Tensor]:
+        """What an update changes in place."""
+        states = (self.optimizer.state[parameter] for parameter in self.parameters)
+        return [*self.parameters, *(value for state in states for value in state.values() if torch.is_tensor(value))]
+
+    def state(self) -> tuple[Any, ...]:
+        """What ``restore`` takes."""
+        schedule = None if self.schedule is None else self.schedule.state_dict()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        copies = [tensor.detach().clone() for tensor in self.tensors()]
+        return copies, self.generator.get_state(), schedule, rates, self.num_updates, self.last_loss
+
+    @torch.no_grad()
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Go back to ``state``, in place."""
+        copies, generator, schedule, rates, self.num_updates, self.last_loss = state
+        now = self.tensors()
+        # What an optimiser adds at its first step begins at zero.
+        for i, tensor in enumerate(now):
+            tensor.copy_(copies[i]) if len(copies) == len(now) or i < len(self.parameters) else tensor.zero_()
+        self.generator.set_state(generator)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(schedule)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+class CapturedUpdate(OptimisticUpdate):
     """The same on CUDA, where launching hundreds of small kernels would take longer than running them.
 
     The first ``EAGER_UPDATES`` run one kernel after another; the next one is captured as a CUDA graph, which reads
     its tasks and its learning rate from fixed places, and from then on the graph is replayed.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.num_updates, self.graph = 0, torch.cuda.CUDAGraph()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_launched, self.graph = 0, torch.cuda.CUDAGraph()
         self.cuda_stream = torch.cuda.Stream()
         # The graph holds the rates' addresses; the schedule goes on with plain numbers, which need no waiting.
         self.rates = [
@@ -70,32 +218,40 @@ class CapturedUpdate(MetaUpdate):
         for group in self.optimizer.param_groups:
             group["capturable"] = True
 
-    def compute(self, tasks: Any) -> dict[str, Tensor]:
+    def launch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         numbers = [group["lr"] for group in self.optimizer.param_groups]
         for rate, number in zip(self.rates, numbers, strict=True):
             rate.fill_(number)
-        if self.num_updates <= EAGER_UPDATES:
+        if self.num_launched <= EAGER_UPDATES:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate
-            if self.num_updates < EAGER_UPDATES:
+            if self.num_launched < EAGER_UPDATES:
                 self.cuda_stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self.cuda_stream):
-                    self.terms = super().compute(tasks)
+                    self.results = self.compute(self.stream.gather(batch))
                 torch.cuda.current_stream().wait_stream(self.cuda_stream)
             else:
-                self.tasks = type(tasks)(*(part.clone() for part in tasks))
+                self.batch = type(batch)(*(part.clone() for part in batch))
                 self.optimizer.zero_grad()
                 self.graph.register_generator_state(self.generator)
                 with torch.cuda.graph(self.graph, stream=self.cuda_stream):
-                    self.terms = super().compute(self.tasks)
+                    self.results = self.compute(self.stream.gather(self.batch))
             for group, number in zip(self.optimizer.param_groups, numbers, strict=True):
                 group["lr"] = number
-        if self.num_updates >= EAGER_UPDATES:
-            for place, part in zip(self.tasks, tasks, strict=True):
+        if self.num_launched >= EAGER_UPDATES:
+            for place, part in zip(self.batch, batch, strict=True):
                 place.copy_(part)
             self.graph.replay()
-        self.num_updates += 1
-        return self.terms
+        self.num_launched += 1
+        # The next replay writes over these.
+        terms = {name: value.clone() for name, value in self.results[0].items()}
+        self.count(terms)
+        return terms, self.results[1].clone()
+
+
+def take(tasks: Any, rows: Tensor) -> Any:
+    """Some tasks of a batch, which is a NamedTuple of tensors whose first dimension is tasks."""
+    return type(tasks)(*(part.index_select(0, rows) for part in tasks))
 
 
 def update_for(device: torch.device) -> type[MetaUpdate]:

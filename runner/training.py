@@ -36,12 +36,13 @@ warnings.filterwarnings("ignore", message="The number of training batches .* is 
 
 
 class Trained(NamedTuple):
-    """What a finished training leaves: its best checkpoint, that one's score, and the cost of all of it."""
+    """What a finished training leaves: its best checkpoint, that one's score, its cost, and what else it counted."""
 
     checkpoint: Path
     score: float
     num_steps: int
     seconds: float
+    totals: dict[str, int] = {}  # noqa: RUF012 (never changed; older trained.json files lack it)
 
 
 class RunCheckpoints(Checkpoint):
@@ -75,8 +76,8 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.add_seconds()
         score = trainer.callback_metrics[self.monitor].item()
-        is_best, self.best_score = score > self.best_score, max(score, self.best_score)
-        if is_best:
+        if score > self.best_score:  # never so of NaN
+            self.best_score = score
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
 
@@ -184,16 +185,24 @@ def make_trainer(
         max_epochs=max_steps // val_every,
         default_root_dir=folder,
         num_sanity_val_steps=0,
+        inference_mode=False,  # in which inner loops could not take gradients
         enable_model_summary=False,
         enable_progress_bar=not shares_terminal(),
         enable_checkpointing=True,
     )
 
 
-def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule | Any, folder: Path) -> Trained:
+def train(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule | Any,
+    folder: Path,
+    totals: Callable[[], dict[str, int]] = dict,
+) -> Trained:
     """Train to the end, from ``last.ckpt`` where there is one; exit with 143 after SIGTERM, its checkpoint saved.
 
-    A training that has ended is not run again: its outcome is read from ``trained.json``.
+    A training that has ended is not run again: its outcome is read from ``trained.json``. ``totals`` is asked at the
+    end.
     """
     done, last = folder / "trained.json", folder / "last.ckpt"
     if not done.exists():
@@ -210,6 +219,15 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
             sys.exit()  # what comes after training is for one process
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, RunCheckpoints)
-        outcome = {"score": checkpoints.best_score, "num_steps": trainer.global_step, "seconds": checkpoints.seconds}
-        write_json(done, outcome)
+        if not (folder / "best.ckpt").exists():
+            raise InputError(f"{folder}: no validation had a finite {checkpoints.monitor}, so there is no best.ckpt")
+        write_json(
+            done,
+            {
+                "score": checkpoints.best_score,
+                "num_steps": trainer.global_step,
+                "seconds": checkpoints.seconds,
+                "totals": totals(),
+            },
+        )
     return Trained(folder / "best.ckpt", **json.loads(done.read_text(encoding="utf-8")))

@@ -12,7 +12,6 @@ import torch
 from leo import objective, softmax
 from leo.clipping import clip_gradients
 from leo.leo import LEO, Noise
-from leo.networks import decode
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["case_a_5way1shot", "case_c_3way2shot", "case_d_5way1shot_full"]
@@ -72,12 +71,8 @@ def tensors_of(case, dtype=torch.float64):
 
 def decodings(leo, path, noise):
     """The weights [B, N, M, D] decoded from the codes before and after each latent step."""
-    matrix, num_way = leo.decoder.matrix(sampled=noise.weights is not None), path.latents[0].shape[1]
-    draws = [None] * len(path.latents) if noise.weights is None else noise.weights.flatten(1, 3)
-    return [
-        decode(z.flatten(0, 2), matrix, eps, num_way)[0].view(*z.shape[:3], -1)
-        for z, eps in zip(path.latents, draws, strict=True)
-    ]
+    draws = [None] * len(path.latents) if noise.weights is None else noise.weights
+    return [leo.decode(z, eps) for z, eps in zip(path.latents, draws, strict=True)]
 
 
 def per_task_losses(leo, inputs):

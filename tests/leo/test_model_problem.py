@@ -59,14 +59,11 @@ class Recorded(ModelLearner):
     """Sample s of every task is ``samples[s]``."""
 
     def __init__(self, model, samples):
-        super().__init__(model, squared_error, 1.0)
-        self.samples = torch.tensor(samples)
+        super().__init__()
+        self.model, self.loss, self.samples = model, squared_error, torch.tensor(samples)
 
     def sample(self, x, y, generator):
         return self.samples.repeat_interleave(len(x) // len(self.samples)).unsqueeze(1)
-
-    def meta_loss(self, tasks, generator):
-        raise NotImplementedError
 
 
 def test_mean_single_and_best_by_hand():
@@ -78,7 +75,8 @@ def test_mean_single_and_best_by_hand():
     def extra(tasks, learner, parameters):
         return {"first": torch.tensor([3.0, math.nan]), "none": torch.full((2,), math.nan)}
 
-    result = score_shots(Recorded(Constant(), [0.0, 2.0, 4.0]), [tasks], 3, extra)
+    result, num_diverged, score = score_shots(Recorded(Constant(), [0.0, 2.0, 4.0]), [tasks], 3, extra)
+    assert (num_diverged, score) == (0, -result["mean"])
     assert result["mean"] == pytest.approx((1 + 0) / 2)
     assert result["single"] == pytest.approx(((1 + 1 + 9) / 3 + (4 + 0 + 4) / 3) / 2)
     assert result["best"] == pytest.approx((1 + 0) / 2)
@@ -86,6 +84,27 @@ def test_mean_single_and_best_by_hand():
     assert (result["first"], result["none"]) == (3.0, None)
     validated = ModelScorer(Recorded(Constant(), [0.0, 2.0, 4.0]), 3)(tasks)
     assert (validated.loss.tolist(), validated.score.tolist()) == ([1.0, 0.0], [-1.0, 0.0])
+    assert validated.diverged.tolist() == [False, False]
+
+
+def test_a_diverged_task_has_no_loss_and_the_score_of_a_model_of_zeros():
+    """Samples 0, 2, 4 of the first task, of the second one 0, inf, 4; the truths are 1 and 2."""
+    x = torch.zeros(2, 3, 1)
+    truth = torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 1)
+    tasks = ModelTasks(x, x, x, truth, truth)
+
+    class Overflowing(Recorded):
+        def sample(self, x, y, generator):
+            return torch.tensor([0.0, 0.0, 2.0, math.inf, 4.0, 4.0]).unsqueeze(1)
+
+    learner = Overflowing(Constant(), [0.0, 2.0, 4.0])
+    result, num_diverged, score = score_shots(learner, [tasks], 3, None)
+    assert (result["mean"], result["mean_interval95"], num_diverged) == (1.0, None, 1)
+    assert score == -(1.0 + 2.0**2) / 2  # a model of zeros says 0 where the truth is 2
+    validated = ModelScorer(learner, 3)(tasks)
+    assert validated.diverged.tolist() == [False, True]
+    assert validated.score.tolist() == [-1.0, -4.0]
+    assert math.isnan(validated.loss[1])
 
 
 def test_samples_of_both_families_are_found():
@@ -95,7 +114,7 @@ def test_samples_of_both_families_are_found():
     tasks = ModelTasks(x, y, x, y, y)
     shares = FamilyShares(families=FAMILIES, inputs=[-5.0, 5.0], noise=0.3)
     for samples, both in (([1.0, -1.0], 1.0), ([1.0, 1.0], 0.0)):
-        result = score_shots(Recorded(SineOrIdentity(), samples), [tasks], 2, shares)
+        result = score_shots(Recorded(SineOrIdentity(), samples), [tasks], 2, shares).numbers
         assert (result["ambiguous"], result["both_if_ambiguous"], result["both_if_certain"]) == (0.5, both, both)
         probability = shares.probability(x, y, 20_000)[:, 0].tolist()
         for name, of_sine in zip(("exact_if_ambiguous", "exact_if_certain"), probability, strict=True):

@@ -78,6 +78,14 @@ def test_the_generator_has_the_papers_sizes_and_no_bias():
     }  # fmt: skip
 
 
+def test_encoder_and_decoder_can_differ_in_width():
+    """Table 3 lists 16 units for the encoder and 32 for the decoder."""
+    changes = {"num_latents": 16, "num_hidden": 16, "num_decoder_hidden": 32}
+    leo = ModelLEO(model=MLP(sizes=[1, 40, 40, 1]), loss=squared_error, **SETTINGS | changes)
+    assert [tuple(leo.encoder[i].weight.shape) for i in (0, 2, 4)] == [(16, 2), (16, 16), (16, 16)]
+    assert [tuple(leo.decoder[i].weight.shape) for i in (0, 2, 4)] == [(32, 16), (32, 32), (2 * 1761, 32)]
+
+
 def oracle_loss(leo, tasks, noise):
     """Eq. 6 one task at a time: pairs one after another, plain functions, autograd through every step."""
     p = dict(leo.named_parameters())
@@ -94,7 +102,8 @@ def oracle_loss(leo, tasks, noise):
     def step(start, rate, loss_of):
         (gradient,) = torch.autograd.grad(loss_of(start), start, create_graph=True)
         norm = (gradient * gradient).sum().sqrt()
-        return start - rate * (gradient if norm <= leo.max_norm else gradient / norm * leo.max_norm)
+        limit = math.inf if leo.max_norm is None else leo.max_norm
+        return start - rate * (gradient if norm <= limit else gradient / norm * limit)
 
     scale = 0.5 * torch.tensor([(2 / 5) ** 0.5] * 8 + [(2 / 7) ** 0.5] * 15 + [(2 / 4) ** 0.5] * 4, dtype=torch.float64)
 
@@ -112,7 +121,7 @@ def oracle_loss(leo, tasks, noise):
 
         def decode(z, s):
             mean, u = network("decoder", z).chunk(2)
-            return mean + scale * (1 + u.exp()).log() / math.log(2) * noise.parameters[s, i]
+            return mean + scale * (1 + u.exp()).log() / math.log(2) * noise.weights[s, i]
 
         for s in range(leo.num_latent_steps):
             z = step(z, p["latent_lr"], lambda z, s=s: mse_loss(model(decode(z, s), x), y))
@@ -135,11 +144,17 @@ def oracle_loss(leo, tasks, noise):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_norm": 1.0}, {"max_norm": 1e6, "latent_lr": 0.01, "finetune_lr": 0.001}], ids=["limited", "free"]
+    "changes",
+    [
+        {"max_norm": 1.0},
+        {"max_norm": 1e6, "latent_lr": 0.01, "finetune_lr": 0.001},
+        {"max_norm": None, "latent_lr": 0.01, "finetune_lr": 0.001},
+    ],
+    ids=["limited", "free", "without a limit"],
 )
 def test_loss_and_meta_gradient_are_those_of_a_slow_loop(changes):
     leo, tasks = make_leo(**changes), make_tasks()
-    noise = leo.draw_noise(tasks.support_x, torch.Generator().manual_seed(2))
+    noise = leo.draw_noise(tasks, torch.Generator().manual_seed(2))
     loss, expected = leo.objective(tasks, noise)["loss"], oracle_loss(leo, tasks, noise)
     torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
     for name, gradient in gradients(leo, expected).items():
@@ -149,7 +164,7 @@ def test_loss_and_meta_gradient_are_those_of_a_slow_loop(changes):
 def test_finite_differences_of_the_meta_loss():
     """Along a random direction; the stop-gradient of the encoder penalty is left out."""
     leo, tasks = make_leo(encoder_penalty_weight=0.0), make_tasks()
-    noise = leo.draw_noise(tasks.support_x, torch.Generator().manual_seed(2))
+    noise = leo.draw_noise(tasks, torch.Generator().manual_seed(2))
     exact = gradients(leo, leo.objective(tasks, noise)["loss"])
     start = {name: p.detach().clone() for name, p in leo.named_parameters()}
     direction = {name: torch.randn_like(p) for name, p in start.items()}
@@ -163,12 +178,12 @@ def test_finite_differences_of_the_meta_loss():
 
 def test_evaluation_takes_the_same_steps_without_keeping_them():
     leo, tasks = make_leo(), make_tasks()
-    noise = leo.draw_noise(tasks.support_x, torch.Generator().manual_seed(2))
-    path = leo.adaptation(tasks.support_x, tasks.support_y, noise)
+    noise = leo.draw_noise(tasks, torch.Generator().manual_seed(2))
+    path = leo.adaptation(tasks.support, noise)
     with torch.no_grad():
         sampled = leo.sample(tasks.support_x, tasks.support_y, torch.Generator().manual_seed(2))
     assert not sampled.requires_grad
-    torch.testing.assert_close(sampled, path.parameters[-1].detach())
+    torch.testing.assert_close(sampled, path.weights.detach())
     other = leo.sample(tasks.support_x, tasks.support_y, torch.Generator().manual_seed(3))
     assert (other - sampled).abs().max() > 0.01  # evaluation samples too
 

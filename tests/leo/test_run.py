@@ -101,10 +101,42 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, composed, toy_overrid
     assert not (tmp_path / "ran").exists()
 
 
+DIVERGING = ("model.learner.latent_lr=1e30", "model.optimizer.lr=10")
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_terms(composed, toy_overrides):
     message = r"the training loss is not finite \((nan|inf)\) at step \d+ \(last finite loss .*\); lower the"
     with pytest.raises(ValueError, match=message):
-        meta_train(composed(*toy_overrides, "model.learner.latent_lr=1e30", "model.optimizer.lr=10"))
+        meta_train(composed(*toy_overrides, *DIVERGING, "diverged=stop"))
+
+
+def test_a_run_in_which_too_many_tasks_diverge_stops_and_says_what_to_lower(composed, toy_overrides):
+    message = r"44 of the 44 tasks of the last 11 updates diverged, at step 10: more than max_diverged=0.1 .*; low"
+    with pytest.raises(ValueError, match=message):
+        meta_train(composed(*toy_overrides, *DIVERGING))
+
+
+def test_diverged_tasks_stand_in_the_result_and_never_a_nan(composed, toy_overrides, tmp_path):
+    """With a limit of 1 the run goes on: every task of training, validation and test diverges."""
+    score = meta_train(composed(*toy_overrides, *DIVERGING, "max_diverged=1"))
+    text = (tmp_path / "run" / "result.json").read_text()
+    result = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
+    assert (score, result["accuracy"], result["loss"]) == (0.0, 0.0, None)
+    assert (result["train_diverged"], result["num_diverged"]) == (4 * 40, 40)
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert [value for _, name, value in rows if name == "train/diverged"] == ["40.0", "80.0", "120.0", "160.0"]
+    assert {value for _, name, value in rows if name == "val/diverged"} == {"30.0"}
+    assert not any(value == "nan" for _, _, value in rows)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("diverged=ignore", "diverged='ignore' is unknown; choose one of skip, decay, stop"),
+     ("max_diverged=10", "max_diverged=10.* is a share of tasks; it must be between 0 and 1")],
+)  # fmt: skip
+def test_answers_and_limits_that_make_no_sense_are_refused(composed, toy_overrides, override, message):
+    with pytest.raises(ValueError, match=message):
+        meta_train(composed(*toy_overrides, override))
 
 
 def test_steps_that_validation_would_miss_are_refused(composed, toy_overrides):

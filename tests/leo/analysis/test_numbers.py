@@ -15,11 +15,11 @@ from leo.analysis.inner_steps import accuracy_after, trained_steps
 from leo.analysis.learned_rates import Rate, final_rates, logged_rates
 from leo.analysis.step_lengths import step_lengths
 from leo.analysis.trajectory import trajectory
+from leo.closed_form import decode
 from leo.episodes import Tasks, sample_tasks
 from leo.evaluate import Scorer
 from leo.leo import Noise
 from leo.meta_sgd import MetaSGD
-from leo.networks import decode
 from leo.prototypes import NearestCentroid
 from tests.leo.tables import make_table
 from tests.leo.test_leo import make, make_tasks
