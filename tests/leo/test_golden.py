@@ -11,6 +11,7 @@ import torch
 
 from leo import objective, softmax
 from leo.clipping import clip_gradients
+from leo.episodes import Tasks
 from leo.leo import LEO, Noise
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -38,25 +39,27 @@ def golden(case):
         return {key: archive[key] for key in archive.files}
 
 
-def learner_of(case, dtype=torch.float64):
+def learner_of(case, dtype=torch.float64, **changes):
     data, meta = golden(case), json.loads(str(golden(case)["meta_json"]))
-    leo = LEO(
-        num_features=meta["embedding_dim"],
-        num_latents=meta["num_latents"],
-        latents="example",
-        initial_code="encoder",
-        stochastic=True,
-        num_latent_steps=meta["inner_unroll_length"],
-        num_finetune_steps=meta["finetuning_unroll_length"],
-        latent_lr=1.0,
-        finetune_lr=1.0,
-        dropout=0.0,
-        kl_weight=meta["kl_weight"],
-        encoder_penalty_weight=meta["encoder_penalty_weight"],
-        l2_weight=meta["l2_penalty_weight"],
-        orthogonality_weight=float(np.float32(meta["orthogonality_penalty_weight"])),
-    ).to(dtype)
-    leo.load_state_dict({ours: to_ours(name, data[f"var/{name}"]).to(dtype) for name, ours in VARIABLES.items()})
+    settings = {
+        "num_features": meta["embedding_dim"],
+        "num_latents": meta["num_latents"],
+        "latents": "example",
+        "initial_code": "encoder",
+        "stochastic": True,
+        "num_latent_steps": meta["inner_unroll_length"],
+        "num_finetune_steps": meta["finetuning_unroll_length"],
+        "latent_lr": 1.0,
+        "finetune_lr": 1.0,
+        "dropout": 0.0,
+        "kl_weight": meta["kl_weight"],
+        "encoder_penalty_weight": meta["encoder_penalty_weight"],
+        "l2_weight": meta["l2_penalty_weight"],
+        "orthogonality_weight": float(np.float32(meta["orthogonality_penalty_weight"])),
+    }
+    leo = LEO(**settings | changes).to(dtype)
+    variables = {ours: to_ours(name, data[f"var/{name}"]).to(dtype) for name, ours in VARIABLES.items()}
+    leo.load_state_dict({name: variables[name] for name, _ in leo.named_parameters()})
     return leo
 
 
@@ -108,10 +111,11 @@ def per_task_losses(leo, inputs):
     return total, parts
 
 
+@pytest.mark.parametrize("form", ["closed_form", "autograd"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("case", CASES)
-def test_values(case, mode):
-    leo = learner_of(case).train(mode == "train")
+def test_values(case, mode, form):
+    leo = learner_of(case, inner_loops=form).train(mode == "train")
     with torch.no_grad():
         total, parts = per_task_losses(leo, tensors_of(case))
     parts["total_loss"] = total
@@ -125,8 +129,60 @@ def test_values(case, mode):
         np.testing.assert_allclose(actual, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def gradients(case, loss_of, dtype=torch.float64):
-    leo = learner_of(case, dtype).train()
+def tasks_of(case):
+    inputs = tensors_of(case)
+    return Tasks(inputs.support, inputs.query), inputs.noise
+
+
+@pytest.mark.parametrize("form", ["closed_form", "autograd"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_objective_is_the_released_total(case, form):
+    """LEO's own Eq. 6 on the batch, not one that the test puts together."""
+    data, (tasks, noise) = golden(case), tasks_of(case)
+    terms = learner_of(case, inner_loops=form).objective(tasks, noise)
+    weights = json.loads(str(data["meta_json"]))
+    expected = {
+        "loss": data["train/batch_total_loss"],
+        "query_loss": data["train/query_loss"].mean(),
+        "kl": data["train/kl"].mean(),
+        "encoder_penalty": data["train/encoder_penalty"].mean(),
+        "l2": data["train/l2_term"].mean() / weights["l2_penalty_weight"],
+        "orthogonality": data["train/orthogonality_term"].mean() / weights["orthogonality_penalty_weight"],
+        "accuracy": data["train/query_accuracy"].mean(),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = {"loss": 1e-8, "kl": 1e-8, "accuracy": 1e-6, "orthogonality": 1e-7}.get(name, 1e-9)
+        assert terms[name].item() == pytest.approx(float(value), rel=tolerance, abs=tolerance), name
+
+
+@pytest.mark.parametrize("form", ["closed_form", "autograd"])
+@pytest.mark.parametrize("case", CASES)
+def test_ablations_are_parts_of_the_released_path(case, form):
+    """What the released code recorded on its way is where the ablations of Table 2 end."""
+    data, (tasks, noise) = golden(case), tasks_of(case)
+    settings = json.loads(str(data["meta_json"]))
+    deterministic = learner_of(case, inner_loops=form, stochastic=False, encoder_penalty_weight=0.0)
+    total = deterministic.objective(tasks, deterministic.draw_noise(tasks, torch.Generator()))
+    assert total["loss"].item() == pytest.approx(data["eval/total_loss"].mean(), rel=1e-8)
+    with torch.no_grad():
+        no_finetuning = learner_of(case, inner_loops=form, num_finetune_steps=0)
+        weights = no_finetuning.adaptation(tasks.support, noise).weights
+        expected = data["train/weights_after_latent_loop"].mean(2)
+        np.testing.assert_allclose(weights.numpy(), expected, rtol=0, atol=1e-10)
+        for steps in ({"num_latent_steps": 0, "num_finetune_steps": 0}, {"num_latent_steps": 0}):
+            generator = learner_of(case, inner_loops=form, **steps)
+            path = generator.adaptation(tasks.support, noise._replace(weights=noise.weights[:1]))
+            np.testing.assert_allclose(path.latents[-1].numpy(), data["train/latents_initial"], rtol=0, atol=1e-10)
+            # Before fine-tuning, the loss of the released code's first decoding.
+            losses = softmax.cross_entropy(softmax.logits(path.finetuned[0], tasks.support)).numpy()
+            np.testing.assert_allclose(losses, data["train/support_losses_latent"][:, 0], rtol=0, atol=1e-10)
+            num_steps = 0 if "num_finetune_steps" in steps else settings["finetuning_unroll_length"]
+            assert len(path.finetuned) == 1 + num_steps
+
+
+def gradients(case, loss_of, dtype=torch.float64, form="closed_form"):
+    leo = learner_of(case, dtype, inner_loops=form).train()
     loss_of(per_task_losses(leo, tensors_of(case, dtype))[0]).backward()
     return {name: leo.get_parameter(ours).grad for name, ours in VARIABLES.items()}
 
@@ -138,9 +194,10 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize(
     ("key", "loss_of"), [("grad_instance0", lambda loss: loss[0]), ("grad_batch", lambda loss: loss.mean())]
 )
+@pytest.mark.parametrize("form", ["closed_form", "autograd"])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients(case, key, loss_of):
-    actual = gradients(case, loss_of)
+def test_gradients(case, form, key, loss_of):
+    actual = gradients(case, loss_of, form=form)
     compared = [name for name in VARIABLES if f"{key}/{name}" in golden(case)]
     assert len(compared) == (2 if (case, key) == ("case_d_5way1shot_full", "grad_batch") else 7)
     for name in compared:

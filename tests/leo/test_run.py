@@ -1,13 +1,17 @@
 """Meta-training and testing in this process: results, checkpoints that do not fit, losses that are not finite."""
 
 import json
+from functools import partial
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from leo.evaluate import evaluate, fixed_tasks
 from leo.features import load_splits
 from leo.run import TEST_SEED, build, load_weights, meta_train, scaled, test_checkpoint
+from runner.training import make_trainer, train
 from tests.leo.tables import make_table, write_features
 
 run_stage_test = test_checkpoint
@@ -116,9 +120,9 @@ def test_a_run_in_which_too_many_tasks_diverge_stops_and_says_what_to_lower(comp
         meta_train(composed(*toy_overrides, *DIVERGING))
 
 
-def test_diverged_tasks_stand_in_the_result_and_never_a_nan(composed, toy_overrides, tmp_path):
+def test_a_result_counts_diverged_tasks_and_never_holds_a_nan(composed, toy_overrides, tmp_path):
     """With a limit of 1 the run goes on: every task of training, validation and test diverges."""
-    score = meta_train(composed(*toy_overrides, *DIVERGING, "max_diverged=1"))
+    score = meta_train(composed(*toy_overrides, "model.learner.latent_lr=3e38", "max_diverged=1"))
     text = (tmp_path / "run" / "result.json").read_text()
     result = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
     assert (score, result["accuracy"], result["loss"]) == (0.0, 0.0, None)
@@ -137,6 +141,43 @@ def test_diverged_tasks_stand_in_the_result_and_never_a_nan(composed, toy_overri
 def test_answers_and_limits_that_make_no_sense_are_refused(composed, toy_overrides, override, message):
     with pytest.raises(ValueError, match=message):
         meta_train(composed(*toy_overrides, override))
+
+
+def test_a_validation_that_is_not_finite_does_not_let_a_worse_checkpoint_win(tmp_path):
+    """Scores 0.9, NaN, 0.5, 0.7: best.ckpt is the first one's."""
+
+    class Scripted(pl.LightningModule):
+        scores = iter([0.9, float("nan"), 0.5, 0.7])
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            return self.weight * 0 + (self.weight - self.global_step).square() * 0
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.weight.data.fill_(self.global_step)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/score", next(self.scores))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def train_dataloader(self):
+            return DataLoader(torch.zeros(1, 1))
+
+        val_dataloader = train_dataloader
+
+    trainer = make_trainer(
+        partial(pl.Trainer, accelerator="cpu", devices=1, log_every_n_steps=1), tmp_path, config={},
+        monitor="val/score", patience=None, max_steps=4, val_every=1, updates_per_step=1, loggers=[], more_callbacks=[],
+    )  # fmt: skip
+    trained = train(trainer, Scripted(), None, tmp_path)
+    assert (trained.score, trained.num_steps) == (pytest.approx(0.9), 4)
+    best, last = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert (best["state_dict"]["weight"].item(), last["state_dict"]["weight"].item()) == (1.0, 4.0)
 
 
 def test_steps_that_validation_would_miss_are_refused(composed, toy_overrides):
