@@ -29,7 +29,7 @@ def same(x: Tensor) -> Tensor:
 
 
 def sample(mean: Tensor, u: Tensor, eps: Tensor, offset: float) -> tuple[Tensor, Tensor]:
-    """Eq. 4-5 with the released code's standard deviation: a sample, and the standard deviation."""
+    """A draw of Eq. 3 or 4 with the released code's standard deviation, and that deviation."""
     std = torch.clamp(torch.exp(u) - (1 - offset), min=1e-10)
     return mean + std * eps, std
 
@@ -73,7 +73,10 @@ def adapt(
     *,
     second_order: bool = True,
 ) -> dict[str, Tensor]:
-    """Algorithm 1 on one task's support [N, K, D]: weights [N, M, D], codes before and after, std of the first."""
+    """Algorithm 1, lines 7 to 14, and fine-tuning (Section 4.2.3) on one task's support [N, K, D].
+
+    Weights [N, M, D], codes before and after, the standard deviation of the first.
+    """
     num_codes = support.shape[1] if leo.latents == "example" else 1
     mean, u = (part.unsqueeze(1).repeat(1, num_codes, 1) for part in class_codes(leo, drop(support)))
     z, std = (mean + 0.0, mean) if noise is None else sample(mean, u, noise.latents, 0.0)

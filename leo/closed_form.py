@@ -1,6 +1,6 @@
 """The inner loops of ``leo.algorithm`` in closed form, for a linear decoder and a linear softmax classifier.
 
-The same numbers as autograd's, in a third of the time: the gradient of the support loss is written out, and so is its
+The same numbers as autograd's, faster: the gradient of the support loss is written out, and so is its
 derivative. The meta-gradient goes through every step, exactly (second order), in one ordinary backward pass. In
 ``backward``, ``to_x`` is the gradient of the meta-loss with respect to x.
 """

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import import_module
 
 import pytest
 import torch
@@ -104,6 +105,25 @@ def test_the_papers_numbers_are_those_of_the_tables():
     assert numbers == 44
 
 
+def test_every_function_that_the_table_of_equations_names_is_there():
+    """And every equation and line of Algorithm 1 has a row."""
+    page = (ROOT / "docs/reading-the-code.md").read_text(encoding="utf-8")
+    table = page[page.index("| paper | function |") :].split("\n\n")[0]
+    links = re.findall(r"\[`([\w.]+)`\]\(api/(\w+)\.md#([\w.]+)\)", table)
+    assert len(links) >= 15
+    for shown, page_of, name in links:
+        module = ".".join(name.split(".")[:2])
+        found = import_module(module)
+        for part in name.removeprefix(f"{module}.").split("."):
+            found = getattr(found, part)
+        assert callable(found), name
+        assert name.endswith(shown), name
+        assert f"::: {module}\n" in (ROOT / f"docs/api/{page_of}.md").read_text(encoding="utf-8") + "\n"
+    for named in [f"Eq. {i}" for i in range(1, 8)] + ["line 7", "lines 8 and 13", "line 11", "lines 5 and 6",
+                  "lines 9 to 14", "line 15", "line 17", "Section 4.2.3", "B.4", "B.5 and B.7"]:  # fmt: skip
+        assert named in table, named
+
+
 def cells(text, start):
     """The cells after the first one of each line of a table that begins with ``start``."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {start}")]
@@ -132,17 +152,20 @@ def mine(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     assert write_files("change-the-method.md", folder) == [
         "check_gradient.py",
+        "conf/ablation/hinge.yaml",
         "conf/ablation/no_relation.yaml",
         "conf/ablation/one_latent_step.yaml",
+        "conf/ablation/two_layers.yaml",
         "conf/backbone/conv4.yaml",
         "conv4.py",
         "no_relation.py",
+        "two_layers.py",
     ]
     monkeypatch.syspath_prepend(folder)
     return folder
 
 
-@pytest.mark.parametrize("ablation", ["one_latent_step", "no_relation"])
+@pytest.mark.parametrize("ablation", ["one_latent_step", "no_relation", "two_layers", "hinge"])
 def test_the_ablations_of_the_documentation_learn(composed, mine, toy_overrides, ablation):
     cfg = composed(
         f"hydra.searchpath=[file://{mine / 'conf'}]", f"ablation={ablation}", *toy_overrides,
