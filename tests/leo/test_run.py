@@ -1,6 +1,7 @@
 """Meta-training and testing in this process: results, checkpoints that do not fit, losses that are not finite."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -131,6 +132,34 @@ def test_a_result_counts_diverged_tasks_and_never_holds_a_nan(composed, toy_over
     assert [value for _, name, value in rows if name == "train/diverged"] == ["40.0", "80.0", "120.0", "160.0"]
     assert {value for _, name, value in rows if name == "val/diverged"} == {"30.0"}
     assert not any(value == "nan" for _, _, value in rows)
+
+
+class CopyAt(pl.Callback):
+    """Copies the run folder as a kill at ``step`` would leave it."""
+
+    def __init__(self, step, source, target):
+        self.step, self.source, self.target = step, source, target
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            shutil.copytree(self.source, self.target)
+
+
+@pytest.mark.parametrize("diverged", ["skip", "decay"])
+def test_a_run_with_diverged_tasks_resumes_bit_for_bit(composed, toy_overrides, tmp_path, diverged):
+    """Weights, log and count; about half of the tasks diverge."""
+    overrides = [*toy_overrides, "model.learner.latent_lr=1.0", "max_diverged=1", f"diverged={diverged}"]
+    meta_train(composed(*overrides), [CopyAt(30, tmp_path / "run", tmp_path / "resumed")])
+    assert not (tmp_path / "resumed" / "trained.json").exists()
+    meta_train(composed(*overrides, f"run_dir={tmp_path / 'resumed'}"))
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "resumed")]
+    assert 0 < results[0]["train_diverged"] == results[1]["train_diverged"] < 160
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    one, other = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("run", "resumed"))
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    logs = [(tmp_path / name / "metrics.csv").read_text() for name in ("run", "resumed")]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize(
