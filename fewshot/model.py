@@ -88,16 +88,23 @@ class Model(NamedTuple):
     ) -> Float[Tensor, "S B N E"]:
         """The classifiers of each row of ``present``: that of the means where ``num_samples`` is 0, else sampled ones.
 
-        ``targets`` and ``present`` as in ``leo.support.Support``.
+        ``targets`` and ``present`` as in ``leo.support.Support``. Sampled adaptations that
+        diverge are left out; raises where none is left.
         """
         support = Support(self.normalizer(features), targets, present, self.config["num_shot"], self.config["num_way"])
-        if not num_samples:
-            return self.learner.adapt(support).unsqueeze(0)
-        learner = self.sampled_learner(num_samples)
-        sizes = len(present), len(targets), support.num_shot
-        return torch.stack(
-            [learner.adaptation(support, learner.draw_samples(sizes, generator)).weights for _ in range(num_samples)]
-        )
+        if num_samples:
+            learner, sizes = self.sampled_learner(num_samples), (len(present), len(targets), support.num_shot)
+            noises = (learner.draw_samples(sizes, generator) for _ in range(num_samples))
+            classifiers = torch.stack([learner.adaptation(support, noise).weights for noise in noises])
+        else:
+            classifiers = self.learner.adapt(support).unsqueeze(0)
+        finite = classifiers.isfinite().flatten(1).all(1)
+        if not finite.any():
+            raise InputError(
+                f"the learner of {self.source} diverged on these examples: its classifier is not finite; give other or "
+                f"more examples, or take a learner with lower inner rates, or nearest centroid"
+            )
+        return classifiers[finite]
 
 
 def nearest_centroid(num_features: int) -> Model:

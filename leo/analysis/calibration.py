@@ -56,6 +56,7 @@ def sampled_predictions(
 def confidence_and_success(
     probabilities: Float[Tensor, "B N Q N"],
 ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """The largest probability of each query, and whether it is its own class's."""
+    """The largest probability of each query, and whether it is its own class's; without tasks that diverged."""
+    probabilities = probabilities[probabilities.isfinite().flatten(1).all(1)]
     confidence, predicted = probabilities.max(-1)
     return confidence.flatten(), (predicted == torch.arange(probabilities.shape[1]).unsqueeze(1)).flatten()

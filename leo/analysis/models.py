@@ -53,11 +53,14 @@ def model_question(cfg: DictConfig) -> ModelQuestion:
 
 
 def error_after(learner: ModelLearner, loop: str, num_steps: int, tasks: list[ModelTasks]) -> Float[Tensor, " B"]:
-    """The loss of one sample a task to the truth after ``num_steps`` of ``loop``, the other loop as trained."""
+    """The loss of one sample a task to the truth after ``num_steps`` of ``loop``, the other loop as trained.
+
+    A task that diverged counts as a model whose parameters are all zero.
+    """
     varied = copy.copy(learner)
     setattr(varied, loop, num_steps)
     scorer = ModelScorer(varied, num_samples=1)
-    return torch.cat([scorer(chunk).loss for chunk in tasks])
+    return -torch.cat([scorer(chunk).score for chunk in tasks])
 
 
 def inner_steps(question: ModelQuestion) -> Outcome:

@@ -197,6 +197,10 @@ def test_mistakes_get_one_clear_message(world, trained, tmp_path):
             lambda: FewShotClassifier(random_model(learner=meta_sgd)).fit(features, labels))  # fmt: skip
     refused("num_samples=2 asks for sampled adaptations, which the learner of here does not have",
             lambda: FewShotClassifier(random_model(learner=meta_sgd), num_samples=2).fit(features, labels))  # fmt: skip
+    diverging = random_model()
+    diverging.learner.latent_lr.data.fill_(3e38)
+    refused("the learner of here diverged on these examples: its classifier is not finite",
+            lambda: FewShotClassifier(diverging).fit(features, labels))  # fmt: skip
     refused("num_samples=-1 must be at least 0", lambda: FewShotClassifier(num_samples=-1).fit(features, labels))
     refused(
         "image 1 of X has the shape .16, 16, 7.; pixels are",

@@ -97,6 +97,12 @@ def test_singular_values_of_a_decoder_by_hand():
     torch.testing.assert_close(singular_values(leo), torch.tensor([3.0, 0.5], dtype=torch.float64))
 
 
+def test_diverged_tasks_have_no_confidence():
+    probabilities = torch.tensor([[[[0.2, 0.8]], [[0.4, 0.6]]], [[[torch.nan, torch.nan]], [[0.5, 0.5]]]])
+    confidence, correct = confidence_and_success(probabilities)
+    assert (confidence.tolist(), correct.tolist()) == (pytest.approx([0.8, 0.6]), [False, True])
+
+
 @pytest.mark.parametrize("latents", ["class", "example"])
 def test_the_trajectory_is_that_of_the_adaptation(latents):
     leo, tasks = make(latents=latents).eval(), make_tasks(2)
