@@ -1,17 +1,20 @@
 """Run folders: one run has one folder, one configuration and one process at a time."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from runner.errors import InputError
 from runner.files import write_text
+from runner.process import is_first_process
+
+log = logging.getLogger(__name__)
 
 
 def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
@@ -23,9 +26,20 @@ def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
     return [] if recorded == requested else [f"{prefix}: {recorded} -> {requested}"]
 
 
-def is_first_process() -> bool:
-    """Whether this is not a further process of a distributed training."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+@contextmanager
+def taking_turns(lock: Path, what: str) -> Iterator[None]:
+    """Hold the file ``lock`` while ``what`` is made; where another process holds it, wait, and say for what."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that makes %s (it holds %s)", what, lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 @contextmanager

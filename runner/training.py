@@ -26,6 +26,7 @@ from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import write_json
 from runner.terminal import shares_terminal
+from runner.trainer import new_trainer
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
@@ -177,7 +178,8 @@ def make_trainer(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
     for logger in loggers:
         logger.log_hyperparams(config)
-    return partial_trainer(
+    return new_trainer(
+        partial_trainer,
         callbacks=[*more_callbacks, *callbacks],
         logger=[CSVLog(folder), *loggers],
         max_steps=max_steps,
