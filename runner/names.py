@@ -52,6 +52,12 @@ def variant_of_run(overrides: str) -> str:
     return variant(re.sub(r"(^|,)stage\.[^=]+=[^,]*", "", overrides).strip(","))
 
 
+def plain(name: str) -> str:
+    """``name`` with ``_`` for what shells read as their own, and then a digest of it as it was."""
+    cleaned = re.sub(r"[^\w.,=-]+", "_", name)
+    return name if cleaned == name else f"{cleaned}-{digest(name)}"
+
+
 def first(*paths: Any) -> str | None:
     """The first path that is set."""
     return next((str(path) for path in paths if path is not None), None)
@@ -94,11 +100,15 @@ def fingerprint(path: Path) -> str | None:
     return hashed.hexdigest()
 
 
+def identity(path: Path) -> dict[str, str | None]:
+    """What a configuration says of a file or folder that it is made of: where it is, and the SHA-256 of its content."""
+    return {"path": str(path), "sha256": fingerprint(path)}
+
+
 def content(*paths: Any) -> str:
     """A digest of where ``paths`` are and of what they hold; lists of paths count as their paths."""
-    return digest(
-        "\n".join(f"{path and Path(path).resolve()} {path and fingerprint(Path(path))}" for path in all_paths(paths))
-    )
+    files = [None if path is None else trained_file(Path(path)) for path in all_paths(paths)]
+    return digest("\n".join("" if file is None else f"{file.resolve()} {fingerprint(file)}" for file in files))
 
 
 def start(checkpoint: Any) -> str:
@@ -117,6 +127,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("variant_of_run", variant_of_run, replace=True)
     OmegaConf.register_new_resolver("cut", cut, replace=True)
+    OmegaConf.register_new_resolver("plain", plain, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("content", content, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)

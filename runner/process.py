@@ -5,7 +5,6 @@ import os
 import sys
 from io import TextIOWrapper
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -62,5 +61,7 @@ def keep_freed_memory() -> None:
 
 def hide_absent_gpus() -> None:
     """Tell torch that there is no GPU where none is found: its optimisers look for a driver on disk at each step."""
+    import torch  # a second, which the list of keys and a misspelt one should not take
+
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

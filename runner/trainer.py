@@ -1,6 +1,8 @@
 """Lightning's trainer as the keys of ``trainer`` describe it, on one machine."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,3 +27,11 @@ def new_trainer(partial_trainer: Callable[..., pl.Trainer], **settings: Any) -> 
         raise InputError(
             f"the keys of trainer make no trainer: {reason}; trainer=auto takes what this machine has"
         ) from error
+
+
+@contextmanager
+def silent_about_srun() -> Iterator[None]:
+    """Within, Lightning does not ask why SLURM's ``srun`` is on the PATH and not used: nothing here needs it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        yield

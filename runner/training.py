@@ -26,7 +26,7 @@ from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import write_json
 from runner.terminal import shares_terminal
-from runner.trainer import new_trainer
+from runner.trainer import new_trainer, silent_about_srun
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
@@ -205,7 +205,8 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
             assert isinstance(csv_log, CSVLog)
             csv_log.keep_steps_before(step)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with silent_about_srun():
+                trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             sys.exit(143)
         if not trainer.is_global_zero:
