@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,10 +169,11 @@ def unused_changes(cfg: DictConfig, override: Override) -> list[str]:
         without = compose(HydraConfig.get().job.config_name, [*search_path(), *others], return_hydra_config=True)
     except HydraException:
         return []  # the others need it
+    after_used = values(cfg, used)
     with of_run(without):
         names_are_text(without)
         everything = [path for path in key_paths(without) if not path.startswith(("stage.", "hydra."))]
-        is_used = values(without, used_keys(without)) != values(cfg, used)
+        is_used = values(without, used_keys(without)) != after_used
         before = values(without, everything)
     after = values(cfg, [*everything, *(path for path in key_paths(cfg) if not path.startswith("stage."))])
     return [] if is_used else [path for path, value in after.items() if path not in before or before[path] != value]
@@ -219,8 +221,9 @@ def why_unused(cfg: DictConfig, changes: list[str]) -> str:
     return ""
 
 
-def stage_configs() -> dict[str, DictConfig]:
-    """The configuration of each stage, composed with nothing else chosen."""
+@cache
+def stage_configs(*more: str) -> dict[str, DictConfig]:
+    """The configuration of each stage, composed with nothing else chosen but ``more``. Takes seconds."""
     opened = (
         nullcontext() if GlobalHydra.instance().is_initialized() else initialize_config_dir(CONF, version_base="1.3")
     )
@@ -228,7 +231,7 @@ def stage_configs() -> dict[str, DictConfig]:
         found = {}
         for stage in GlobalHydra.instance().config_loader().get_group_options("stage"):
             with suppress(HydraException):
-                found[stage] = compose("train", [*search_path(), f"stage={stage}"])
+                found[stage] = compose("train", [*more, f"stage={stage}"])
         return found
 
 
@@ -236,7 +239,7 @@ def stages_using(changes: list[str]) -> list[str]:
     """The stages that use one of the keys ``changes``."""
     return [
         f"stage={stage}"
-        for stage, cfg in stage_configs().items()
+        for stage, cfg in stage_configs(*search_path()).items()
         for used in [[key for part in (cfg.stage.get("uses") or {}).values() for key in part["keys"]]]
         if any(touches(change, key) for change in changes for key in used)
     ]
@@ -244,7 +247,7 @@ def stages_using(changes: list[str]) -> list[str]:
 
 def hint_at(key: str) -> str:
     """What may have been meant by ``key``, which this stage's configuration does not have."""
-    keys = {stage: [*key_paths(cfg), *map(str, cfg)] for stage, cfg in stage_configs().items()}
+    keys = {stage: [*key_paths(cfg), *map(str, cfg)] for stage, cfg in stage_configs(*search_path()).items()}
     having = [f"stage={stage}" for stage, known in keys.items() if key in known]
     if having:
         return f"it belongs to {', '.join(having)}"
