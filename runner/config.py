@@ -169,6 +169,8 @@ def unused_changes(cfg: DictConfig, override: Override) -> list[str]:
         without = compose(HydraConfig.get().job.config_name, [*search_path(), *others], return_hydra_config=True)
     except HydraException:
         return []  # the others need it
+    with open_dict(without):  # that names say what was given is no effect
+        without.hydra.job.override_dirname = HydraConfig.get().job.override_dirname
     after_used = values(cfg, used)
     with of_run(without):
         names_are_text(without)

@@ -23,8 +23,8 @@ _REFUSED = {
     errno.ENAMETOOLONG: "has a name that is too long for the file system; choose a shorter one",
 }
 _QUOTE = (
-    "quote a value that holds any of = , ( ) { } [ ] : or a space, once for the shell and once for Hydra: "
-    "\"key='a=b, c'\" (docs/faq.md has more)"
+    "quote a value with other characters than a to z, 0 to 9 and / - + . _ : * ? @ %, once for the shell and once for "
+    "Hydra: \"key='a=b, c'\" (docs/faq.md has more)"
 )
 _FULL, _RAISES = "HYDRA_FULL_ERROR", "LEO_HYDRA_RAISES"  # the second: the first was not set by the user
 
