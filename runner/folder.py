@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,15 +47,17 @@ def taking_turns(lock: Path, what: str) -> Iterator[None]:
 def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     """Hold ``folder`` for a run with ``config``; refuse one that another process holds or another config made.
 
-    The further processes of a distributed training share the folder that their first one holds.
+    A run that ends with an error before it has written anything leaves nothing. The further processes of a distributed
+    training share the folder that their first one holds.
     """
     if not is_first_process():
         yield folder
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    lock, path = folder / ".lock", folder / "config.yaml"
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            path = folder / "config.yaml"
+        with FileLock(lock, timeout=0):
             if path.exists():
                 changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
                 if changed:
@@ -67,6 +70,10 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
             yield folder
     except Timeout:
         raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
+    except Exception:
+        if is_new and {child.name for child in folder.iterdir()} <= {lock.name, path.name}:
+            shutil.rmtree(folder)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
