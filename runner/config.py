@@ -263,9 +263,12 @@ def touches(key: str, other: str) -> bool:
 
 
 def check_arguments(cfg: DictConfig) -> None:
-    """Raise where a key that stands by a ``_target_`` which the stage uses is no argument of what it names."""
+    """Raise where a key next to a ``_target_`` that the stage uses is no argument of what it names.
+
+    Sources are called before all else, if they are, and their arguments are judged then.
+    """
     for used in used_keys(cfg) if cfg.stage.get("uses") is not None else []:
-        node = OmegaConf.select(cfg, used, throw_on_missing=False)
+        node = None if used.endswith(".source") else OmegaConf.select(cfg, used, throw_on_missing=False)
         for path, called in targets(node, used) if OmegaConf.is_dict(node) else []:
             try:
                 parameters = inspect.signature(get_object(called["_target_"])).parameters
@@ -288,5 +291,5 @@ def targets(node: DictConfig, path: str) -> Iterator[tuple[str, DictConfig]]:
         yield path, node
     for key in map(str, node):
         is_there = not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key)
-        if is_there and OmegaConf.is_dict(node[key]):
+        if is_there and key != "source" and OmegaConf.is_dict(node[key]):
             yield from targets(node[key], f"{path}.{key}")
