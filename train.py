@@ -1,41 +1,56 @@
 """The one entry: composes a configuration and runs the tasks of its stage (conf/stage)."""
 
-import os
-import sys
+import logging
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_method
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from runner.config import check_keys
-from runner.errors import InputError
+from runner import names
+from runner.config import check_arguments, check_keys, check_overrides, names_are_text
+from runner.errors import InputError, end_with_message, hydra_raises, users_environment, users_message
+from runner.process import ignore_surroundings, show_all_letters
 
-# What the command line changes becomes part of the run folder's name.
-OmegaConf.register_new_resolver("variant", lambda overrides: overrides and "-" + overrides.replace("/", "_")[:150])
+log = logging.getLogger(__name__)
+names.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The outcome of the stage's last task: what a sweep compares."""
+    ignore_surroundings()
+    show_all_letters()
     try:
-        check_keys(cfg)
-        outcome = None
-        for task in cfg.stage.tasks:
-            outcome = get_method(task)(cfg)
-        return outcome
-    except (InputError, OmegaConfBaseException, InstantiationException) as error:
-        said = error.__cause__ if isinstance(error, InstantiationException) else error
-        is_users = isinstance(said, (InputError, OmegaConfBaseException, ImportError))
-        if not is_users or "HYDRA_FULL_ERROR" in os.environ:
+        with users_environment():
+            names_are_text(cfg)
+            check_keys(cfg)
+            check_overrides(cfg)
+            check_arguments(cfg)
+            outcome = None
+            for task in cfg.stage.tasks:
+                outcome = get_method(task)(cfg)
+            return outcome
+    except Exception as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            end_with_message(error)
+        said = users_message(error)
+        if said is None:
+            log.exception("this run failed")  # the process that started it gets the error without its traceback
             raise
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise RuntimeError(str(said)) from None  # the other runs go on
-        sys.exit(f"error: {said}\n(HYDRA_FULL_ERROR=1 shows where)")
+        raise InputError(said) from None  # the other runs go on
+
+
+def command() -> None:
+    """What users type: an error that they can cause is one line."""
+    show_all_letters()
+    try:
+        with hydra_raises():
+            main()
+    except Exception as error:
+        end_with_message(error)
 
 
 if __name__ == "__main__":
-    main()
+    command()

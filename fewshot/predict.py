@@ -28,6 +28,9 @@ from pretrain.extractor import Extractor
 from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file, write_text
+from runner.folder import run_folder
+from runner.machine import device_of
+from runner.names import identity
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +42,34 @@ def predict(cfg: DictConfig) -> None:
             "stage=predict needs support=DIR, with one folder of images for each class, and query=DIR, with the images "
             "to classify; the same folder twice tests by leave-one-out"
         )
-    settings, console, support, query = cfg.stage, Console(), Path(cfg.support), Path(cfg.query)
+    settings, support, query = cfg.stage, Path(cfg.support), Path(cfg.query)
     smallest = {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}
     check_whole_numbers(cfg, {f"stage.{key}": limit for key, limit in smallest.items()})
     is_same = support.resolve() == query.resolve()
     members = class_folders(support, "support")
     queries = [] if is_same else query_files(query, "query")
+    device = device_of("stage.device", settings.device)
     model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
-    extractor = model.needed_extractor().to(settings.device)
+    extractor = model.needed_extractor().to(device)
     if settings.num_samples:
         model.sampled_learner(settings.num_samples)  # raises before work where there is none
+    config = {
+        "checkpoint": identity(Path(model.source)),
+        "extractor": model.config["features_origin"]["checkpoint"],
+        "support": identity(support),
+        "query": identity(query),
+        "seed": cfg.seed,
+        **{key: settings[key] for key in ("num_samples", "num_thumbnails")},
+    }
+    with run_folder(Path(cfg.run_dir), config):
+        classify(cfg, model, extractor, members, queries)
+
+
+def classify(
+    cfg: DictConfig, model: Model, extractor: Extractor, members: dict[str, list[Path]], queries: list[Path]
+) -> None:
+    """Classify ``queries`` by ``members``, each class's files; without queries each of the members by the others."""
+    settings, console, support, is_same = cfg.stage, Console(), Path(cfg.support), not queries
     columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         examples = read_in_parts([*chain.from_iterable(members.values())], extractor, settings.batch_size, progress)
@@ -67,7 +88,7 @@ def predict(cfg: DictConfig) -> None:
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
     write_csv(folder / "predictions.csv", outcome.predictions)
-    write_text(folder / "predictions.html", page(outcome, model.source, settings.num_thumbnails, pictures))
+    write_text(folder / "predictions.html", legible(page(outcome, model.source, settings.num_thumbnails, pictures)))
     show(outcome, settings.num_shown, console)
     log.info("%s holds predictions.csv and predictions.html", folder)
 
@@ -180,6 +201,11 @@ def best(
     ]
 
 
+def legible(text: str) -> str:
+    """``text`` with a replacement for each byte of a file's name that is not UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def write_csv(path: Path, predictions: list[Prediction]) -> None:
     """One row for each image; the true class in a fourth column where it is known."""
     has_truth = predictions[0].truth is not None
@@ -187,7 +213,8 @@ def write_csv(path: Path, predictions: list[Prediction]) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "class", "probability", *(["true_class"] if has_truth else [])))
         for one in predictions:
-            writer.writerow((one.path, one.label, f"{one.probability:.6f}", *([one.truth] if has_truth else [])))
+            cells = (str(one.path), one.label, f"{one.probability:.6f}", *([one.truth or ""] if has_truth else []))
+            writer.writerow(map(legible, cells))
 
 
 def show(outcome: Outcome, num_shown: int, console: Console) -> None:
@@ -198,15 +225,17 @@ def show(outcome: Outcome, num_shown: int, console: Console) -> None:
     for one in predictions[:num_shown]:
         wrong = "[red]" if has_truth and one.truth != one.label else ""
         cells = (str(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
-        table.add_row(*(wrong + escape(cell) for cell in cells))
+        table.add_row(*(wrong + escape(legible(cell)) for cell in cells))
     console.print(table)
     if len(predictions) > num_shown:
         console.print(f"... and {len(predictions) - num_shown:,} more in predictions.csv")
-    console.print(f"{len(predictions):,} images: " + ", ".join(f"{escape(k)} {n:,}" for k, n in counts.most_common(10)))
+    console.print(
+        f"{len(predictions):,} images: " + ", ".join(f"{escape(legible(k))} {n:,}" for k, n in counts.most_common(10))
+    )
     if outcome.unreadable:
         console.print(f"[yellow]Skipped {len(outcome.unreadable):,}:")
         for skipped in outcome.unreadable[:num_shown]:
-            console.print(f"  {escape(skipped.reason)}")
+            console.print(f"  {escape(legible(skipped.reason))}")
         if len(outcome.unreadable) > num_shown:
             console.print(f"  ... and {len(outcome.unreadable) - num_shown:,} more on the page")
     if accuracy := outcome.accuracy():

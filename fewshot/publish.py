@@ -19,6 +19,8 @@ from leo.support import Support
 from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_folder, write_text
+from runner.folder import run_folder
+from runner.names import identity
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,13 @@ def package(cfg: DictConfig) -> None:
     model.needed_extractor()
     result = matching_result(Path(model.source).parent / "result.json", model)
     more = {"num_query": cfg.stage.num_query, "result": result, "versions": {n: version(n) for n in ("leo", "torch")}}
-    with whole_folder(folder) as partial:
+    config = {
+        "checkpoint": identity(Path(model.source)),
+        "extractor": model.config["features_origin"]["checkpoint"],
+        "output": str(folder),
+        "num_query": cfg.stage.num_query,
+    }
+    with run_folder(Path(cfg.run_dir), config), whole_folder(folder) as partial:
         write_pieces(model, partial, more)
         torch.export.save(program(model, cfg.stage.num_query), partial / PROGRAM)
         write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query))

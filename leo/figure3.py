@@ -14,10 +14,12 @@ from leo.families import FamilyShares
 from leo.functions import ModelTasks, fit, nearest_family, values
 from leo.model_problem import ModelProblem, predict, sample_models
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, load_weights, make_problem
+from leo.run import TEST_SEED, load_weights, make_problem, run_config
+from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file
-from runner.folder import write_json
+from runner.folder import run_folder, write_json
+from runner.names import fingerprint, identity, trained_file
 
 log = logging.getLogger(__name__)
 
@@ -28,43 +30,53 @@ COLOURS = ("tab:blue", "tab:orange")  # of samples, by their family
 
 
 def draw(cfg: DictConfig) -> None:
-    """Write ``figure3.png``, ``figure3.svg`` and the numbers behind them, ``figure3.json``, in the run folder.
+    """Write ``figure3.png``, ``figure3.svg`` and the numbers behind them, ``figure3.json``, in a folder of their own.
 
     The learner is ``cfg.checkpoint``, or the best of the run that the configuration names.
     """
     problem = make_problem(cfg)
     if not isinstance(problem, ModelProblem) or not isinstance(problem.extra, FamilyShares):
         raise InputError("stage=figure3 compares two families of functions; choose experiment=sines_and_lines")
-    path = Path(cfg.checkpoint or Path(cfg.run_dir, "best.ckpt"))
+    check_whole_numbers(cfg, {"stage.num_samples": 1})
+    path, folder = trained_file(Path(cfg.checkpoint or cfg.stage.trained)), Path(cfg.run_dir)
     module = problem.build()
     assert isinstance(module.learner, ModelLearner)
     load_weights(module, path, cfg)
-    tasks = problem.fixed_tasks(cfg.test.num_tasks, cfg.num_shot, TEST_SEED, module.device)
+    config = run_config(cfg, problem.origin) | {"checkpoint": identity(path), "num_samples": cfg.stage.num_samples}
+    with run_folder(folder, config):
+        draw_learner(cfg, problem, module.learner, path, folder)
+    log.info("wrote figure3.png, figure3.svg and figure3.json in %s", folder)
+
+
+def draw_learner(cfg: DictConfig, problem: ModelProblem, learner: ModelLearner, path: Path, folder: Path) -> None:
+    """Draw ``learner``, of the checkpoint at ``path``."""
+    assert isinstance(problem.extra, FamilyShares)
+    tasks = problem.fixed_tasks(cfg.test.num_tasks, cfg.num_shot, TEST_SEED, torch.device("cpu"))
     panels = choose(ModelTasks(*map(torch.cat, zip(*tasks, strict=True))), problem.extra)
     low, high = problem.extra.inputs
     x = torch.linspace(low, high, NUM_CURVE)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(TEST_SEED)
-        parameters = sample_models(module.learner, panels, cfg.stage.num_samples, generator)
-        curves = predict(module.learner, parameters, x.view(1, -1, 1).expand(len(PANELS), -1, -1)).squeeze(-1)
-        families = problem.extra.of_samples(module.learner, parameters)
+        parameters = sample_models(learner, panels, cfg.stage.num_samples, generator)
+        curves = predict(learner, parameters, x.view(1, -1, 1).expand(len(PANELS), -1, -1)).squeeze(-1)
+        families = problem.extra.of_samples(learner, parameters)
     names = [family.name for family in problem.extra.families]
     figure = picture(panels, x, curves, families, names)
     for suffix in ("png", "svg"):
-        with whole_file(Path(cfg.run_dir, f"figure3.{suffix}")) as partial:
+        with whole_file(folder / f"figure3.{suffix}") as partial:
             figure.savefig(partial, format=suffix, dpi=150)
     shares = {title: [names[family] for family in families[:, i]] for i, title in enumerate(PANELS)}
     write_json(
-        Path(cfg.run_dir, "figure3.json"),
+        folder / "figure3.json",
         {
             "checkpoint": str(path),
+            "checkpoint_sha256": fingerprint(path),
             "families_of_samples": shares,
             "tasks": {name: part.tolist() for name, part in panels._asdict().items()},
             "x": x.tolist(),
             "samples": curves.tolist(),
         },
     )
-    log.info("wrote figure3.png, figure3.svg and figure3.json in %s", cfg.run_dir)
 
 
 def picture(

@@ -26,6 +26,7 @@ from runner.errors import InputError, MissingFileError
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
+from runner.names import fingerprint, identity, trained_file
 from runner.process import hide_absent_gpus, keep_freed_memory
 from runner.training import make_trainer, train
 
@@ -75,6 +76,10 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     problem = make_problem(cfg)
     module, config, folder = problem.build(), run_config(cfg, problem.origin), Path(cfg.run_dir)
     is_trained = next(module.learner.parameters(), None) is not None
+    if not is_trained and cfg.model.optimizer is not None:
+        raise InputError(f"model.optimizer is set, but {cfg.model.learner._target_} has nothing to train; leave it out")
+    if cfg.checkpoint is not None:
+        config["start"] = start_from(module, trained_file(Path(cfg.checkpoint)), cfg)
     if is_trained and cfg.max_steps < cfg.val.every:
         raise InputError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
     with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
@@ -124,13 +129,14 @@ def test_checkpoint(cfg: DictConfig) -> float:
     if cfg.checkpoint is None:
         raise InputError("stage=test needs checkpoint=PATH, the best.ckpt of a run folder")
     problem = make_problem(cfg)
-    module, config = problem.build(), run_config(cfg, problem.origin)
-    checkpoint = load_weights(module, Path(cfg.checkpoint), cfg)
+    module, path = problem.build(), trained_file(Path(cfg.checkpoint))
+    checkpoint = load_weights(module, path, cfg)
+    config = run_config(cfg, problem.origin) | {"checkpoint": identity(path)}
     score = max(state["best_score"] for name, state in checkpoint["callbacks"].items() if name == "RunCheckpoints")
     counted = {"train_diverged": checkpoint["diverged"]["total"]} if "diverged" in checkpoint else {}
     trained = {"score": score, "num_steps": checkpoint["global_step"], "seconds": None, "totals": counted}
     with run_folder(Path(cfg.run_dir), config):
-        return float(test(cfg, problem, module, trained | {"checkpoint": cfg.checkpoint}, config)[problem.score])
+        return float(test(cfg, problem, module, trained | {"checkpoint": str(path)}, config)[problem.score])
 
 
 def test(
@@ -147,6 +153,7 @@ def test(
         **trained["totals"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
+        "checkpoint_sha256": trained["checkpoint"] and fingerprint(Path(trained["checkpoint"])),
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
         "machine": machine(module.device),
@@ -321,6 +328,14 @@ def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str,
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the configured learner: {error}") from error
     return checkpoint
+
+
+def start_from(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, str | None]:
+    """Put the learner of the checkpoint at ``path`` into ``module``, which keeps its normaliser; what path holds."""
+    kept = {name: value.clone() for name, value in module.state_dict().items() if name.startswith("normalizer.")}
+    load_weights(module, path, cfg)
+    module.load_state_dict(kept, strict=False)
+    return identity(path)
 
 
 def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Path, cfg: DictConfig) -> None:

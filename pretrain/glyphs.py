@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from filelock import FileLock
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
@@ -24,6 +23,7 @@ from scipy.ndimage import map_coordinates
 
 from pretrain.store import missing_splits, write_split
 from runner.errors import InputError, MissingFileError
+from runner.folder import taking_turns
 
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
@@ -59,8 +59,7 @@ def build(folder: Path, *, images_per_class: int, image_size: int, seed: int) ->
     source = {"images_per_class": images_per_class, "image_size": image_size, "seed": seed}
     if not missing_splits(folder, "glyphs", source):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".build.lock"):
+    with taking_turns(folder / ".build.lock", f"the images in {folder}"):
         missing = missing_splits(folder, "glyphs", source)
         if not missing:
             return

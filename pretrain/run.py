@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
@@ -25,8 +24,10 @@ from pretrain.wide_resnet import WideResNet
 from runner.config import without_paths
 from runner.errors import InputError
 from runner.files import sha256
-from runner.folder import differences, is_first_process, run_folder, write_json
+from runner.folder import differences, run_folder, taking_turns, write_json
 from runner.loggers import open_loggers
+from runner.names import cut
+from runner.process import is_first_process
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,14 @@ def ensure_features(cfg: DictConfig) -> None:
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
-    Path(cfg.dirs.features).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(cfg.dirs.features, ".lock")):  # of runs that start together, one makes them for all
-        if not all(path.exists() for path in paths):
-            log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
-            pretrain(cfg)
-            return
+    if not all(path.exists() for path in paths):  # what is complete may lie where nothing can be written
+        run = Path(cfg.data.pretrain.run).name
+        with taking_turns(Path(cfg.dirs.features, cut(f".{run}.lock")), f"the features of {run}"):
+            # Of runs that start together, one makes them for all.
+            if not all(path.exists() for path in paths):
+                log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
+                pretrain(cfg)
+                return
     with safe_open(paths[0], framework="pt") as file:
         recorded = json.loads((file.metadata() or {}).get("config", "{}"))
     changed = differences(recorded, stage_config(cfg))

@@ -1,17 +1,21 @@
 """Run folders: one run has one folder, one configuration and one process at a time."""
 
 import json
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from runner.errors import InputError
 from runner.files import write_text
+from runner.process import is_first_process
+
+log = logging.getLogger(__name__)
 
 
 def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
@@ -23,24 +27,37 @@ def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
     return [] if recorded == requested else [f"{prefix}: {recorded} -> {requested}"]
 
 
-def is_first_process() -> bool:
-    """Whether this is not a further process of a distributed training."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+@contextmanager
+def taking_turns(lock: Path, what: str) -> Iterator[None]:
+    """Hold the file ``lock`` while ``what`` is made; where another process holds it, wait, and say for what."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that makes %s (it holds %s)", what, lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 @contextmanager
 def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     """Hold ``folder`` for a run with ``config``; refuse one that another process holds or another config made.
 
-    The further processes of a distributed training share the folder that their first one holds.
+    A run that ends with an error before it has written anything leaves nothing. The further processes of a distributed
+    training share the folder that their first one holds.
     """
     if not is_first_process():
         yield folder
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    lock, path = folder / ".lock", folder / "config.yaml"
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            path = folder / "config.yaml"
+        with FileLock(lock, timeout=0):
             if path.exists():
                 changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
                 if changed:
@@ -53,6 +70,10 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
             yield folder
     except Timeout:
         raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
+    except Exception:
+        if is_new and {child.name for child in folder.iterdir()} <= {lock.name, path.name}:
+            shutil.rmtree(folder)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from runner.files import write_text
+from runner.folder import run_folder
 from sweeps import page, paper_tables, table_pictures
 from sweeps.collect import collect, table
 
@@ -16,6 +17,12 @@ log = logging.getLogger(__name__)
 def report(cfg: DictConfig) -> None:
     """Show the runs of ``cfg.stage.select``, and write the paper's tables that they belong to, and the page."""
     runs, select, folder, needed = Path(cfg.dirs.runs), cfg.stage.select, Path(cfg.run_dir), cfg.stage.num_seeds
+    with run_folder(folder, {"runs": str(runs), "select": select, "num_seeds": needed}):
+        write(runs, select, folder, needed)
+
+
+def write(runs: Path, select: str, folder: Path, needed: int) -> None:
+    """Show and write them in ``folder``; ``needed`` seeds make a number of the paper's tables complete."""
     rows = collect(runs, select)
     cells = list(paper_tables.cells(rows, paper_tables.published()))
     console = Console()

@@ -126,14 +126,13 @@ def test_the_authors_features_need_no_stage_1(command, tmp_path):
         "features=leo_embeddings",
         f"data.source.split_file={split_file}",
         "+data.source.num_images={train: 24, val: 16, test: 16}",
-        *META,
     ]
     path = f"features.source.path={tmp_path / 'embeddings'}"
     assert command("stage=prepare", *overrides, path) == ""
     assert not (tmp_path / "images").exists()
-    assert command(*overrides, "run_dir=run") == ""
+    assert command(*overrides, *META, "run_dir=run") == ""
     assert json.loads((tmp_path / "run" / "result.json").read_text())["num_steps"] == 1
-    assert command(*overrides, path, "run_dir=run") == ""
+    assert command(*overrides, *META, path, "run_dir=run") == ""
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from leo.model_problem import ModelProblem, ModelScorer
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, load_weights, make_problem
 from runner.errors import InputError
+from runner.names import trained_file
 
 
 class ModelMethod(NamedTuple):
@@ -44,7 +45,7 @@ def model_question(cfg: DictConfig) -> ModelQuestion:
         raise InputError(f"stage=analyze knows classification and leo.model_problem, not {type(problem).__name__}")
     if cfg.stage.compare:
         raise InputError("stage.compare is for classifiers; look into one learner of whole models at a time")
-    module, path = problem.build(), Path(cfg.checkpoint)
+    module, path = problem.build(), trained_file(Path(cfg.checkpoint))
     load_weights(module, path, cfg)
     assert isinstance(module.learner, ModelLearner)
     method = ModelMethod(cfg.names.experiment, module.learner.eval().requires_grad_(False), path)

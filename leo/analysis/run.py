@@ -20,6 +20,7 @@ from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
+from runner.names import fingerprint, trained_file
 from runner.terminal import shares_terminal
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,17 @@ def analyze(cfg: DictConfig) -> None:
     if cfg.features.folder is None:
         question, figures = model_question(cfg), MODEL_FIGURES
     else:
-        paths = list(map(Path, dict.fromkeys([cfg.checkpoint, *cfg.stage.compare])))
+        paths = [trained_file(Path(path)) for path in dict.fromkeys([cfg.checkpoint, *cfg.stage.compare])]
         question = Question(load_methods(paths, load_splits(Path(cfg.features.folder)), sizes), sizes, cfg.stage)
         figures = FIGURES
     config = {
         "checkpoints": {method.name: str(method.checkpoint) for method in question.methods},
+        "checkpoint_sha256": {method.name: fingerprint(method.checkpoint) for method in question.methods},
         "features": cfg.features.folder,
         **sizes._asdict(),
-        **{key: value for key, value in as_dict(cfg.stage).items() if key not in ("tasks", "compare", "folder")},
+        **{
+            key: value for key, value in as_dict(cfg.stage).items() if key not in ("tasks", "compare", "folder", "uses")
+        },
     }
     start, summaries = time.perf_counter(), {}
     columns = ("{task.description:13}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from pretrain.export import write
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import check_total, existing, ilsvrc_classes
 from pretrain.store import SPLITS
 from runner.errors import InputError, MissingFileError
+from runner.folder import taking_turns
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ def build(
         if not file.is_file():
             raise MissingFileError(f"{file} does not exist; features.source.path is the folder with {inner}/")
     expected = ilsvrc_classes(split_file, num_images)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".build.lock"):
+    with taking_turns(folder / ".build.lock", f"the features in {folder}"):
         for split, file in files.items():
             features, offsets, names = _read(file, split, len(expected[split].classes), expected[split].num_images)
             config = {"source": "leo_embeddings", "crop": crop, "split_file": split_file}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
 from pretrain.store import SPLITS, missing_splits, stream_split
 from runner.errors import InputError, MissingFileError
+from runner.folder import taking_turns
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,7 @@ def write_store(
     """
     if not missing_splits(folder, data, source):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".build.lock"):
+    with taking_turns(folder / ".build.lock", f"the images in {folder}"):
         if not missing_splits(folder, data, source):
             return
         format_name, splits = open_source()

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from leo.run import meta_train
 from pretrain.run import pretrain
 from pretrain.store import SPLITS, write_split
-from runner.config import check_keys
+from runner.config import check_keys, check_overrides
 from sweeps.paper_tables import published
 from sweeps.search import values_of
 from tests.conftest import ROOT
@@ -73,7 +73,8 @@ def test_links_between_pages_and_named_files_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_composes(composed, page, tmp_path):
-    """Groups, choices and keys exist; of what is swept, the first. What a search finds is not there yet."""
+    """Groups, choices and keys exist and have an effect; of what is swept, the first. What a search finds is not there
+    yet."""
     write_files(page.relative_to(ROOT / "docs") if page.name != "README.md" else "../README.md", tmp_path)
     for arguments in commands(page):
         plain = [argument for argument in arguments if not argument.startswith(("-", "hparams=search/"))]
@@ -82,7 +83,7 @@ def test_every_command_composes(composed, page, tmp_path):
                 plain[plain.index(override.input_line)] = (
                     f"{override.key_or_group}={next(override.sweep_string_iterator())}"
                 )
-        composed(*(argument.replace("FOLDER", str(tmp_path)) for argument in plain))
+        check_overrides(composed(*(argument.replace("FOLDER", str(tmp_path)) for argument in plain)))
 
 
 def test_the_papers_numbers_are_those_of_the_tables():

@@ -1,6 +1,7 @@
 """The command on folders of images: its files, leave-one-out, what it skips and what it refuses."""
 
 import csv
+import os
 import re
 import shutil
 
@@ -150,3 +151,45 @@ def test_the_page_in_a_browser(run, tmp_path, browser, dark):
     )
     assert (min(red, green, blue) > 200) == dark  # light letters on dark ground
     assert (max(red, green, blue) < 50) != dark
+
+
+def test_what_is_predicted_from_what_has_its_own_folder(world, composed, tmp_path):
+    """By model, support and query, and by what they hold; another content is no longer the folder's."""
+    for name in ("support", "query", "other"):
+        write_classes(tmp_path / name, [40, 41], [2, 2])
+    given = [f"checkpoint={world / 'package'}", *(f"{name}='{tmp_path / name}'" for name in ("support", "query"))]
+
+    def folder(*overrides):
+        return composed("stage=predict", *given, *overrides).stage.folder
+
+    first = folder()
+    assert folder() == first
+    assert folder("stage.device=cuda", "stage.batch_size=3", "stage.num_shown=1") == first
+    by_run = folder(f"checkpoint={world / 'runs' / 'learner'}")
+    others = {folder(f"query={tmp_path / 'other'}"), folder(f"support={tmp_path / 'other'}"), by_run}
+    assert by_run.startswith("predict-learner-")
+    predict(composed("stage=predict", *given))
+    (tmp_path / "query" / "class 40" / "0.png").unlink()
+    assert len({first, folder(), *others}) == 5
+    with pytest.raises(ValueError, match="run holds a run with other settings .query.sha256: .* delete it, or"):
+        predict(composed("stage=predict", *given))
+
+
+def test_a_name_that_is_not_utf_8_is_classified_and_shown_with_a_replacement(run, tmp_path):
+    write_classes(tmp_path / "support", [40, 41], [2, 2])
+    (tmp_path / "query").mkdir()
+    image = (tmp_path / "support" / "class 40" / "0.png").read_bytes()
+    with open(os.fsencode(tmp_path / "query") + b"/caf\xe9.png", "wb") as file:  # noqa: PTH123
+        file.write(image)
+    rows, page = run(tmp_path / "support", tmp_path / "query")
+    assert [row["path"] for row in rows] == [str(tmp_path / "query" / "caf\ufffd.png")]
+    assert "caf\ufffd.png" in page
+
+
+def test_a_device_that_is_not_there_is_refused_before_work(run, tmp_path):
+    write_classes(tmp_path / "support", [40, 41], [2, 2])
+    with pytest.raises(
+        ValueError, match="stage.device=cuda:99 cannot be used on this machine .*; use stage.device=cpu"
+    ):
+        run(tmp_path / "support", tmp_path / "support", "stage.device='cuda:99'")
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from leo.model_problem import ModelScorer, score_shots
 from leo.regression import ModelLearner
 from leo.run import make_problem, meta_train
 from leo.run import test_checkpoint as run_stage_test
+from runner.files import sha256
 from sweeps.search import search, write_best
 from tests.conftest import ROOT
 from tests.leo.test_functions import FAMILIES
@@ -164,10 +165,19 @@ def test_a_stopped_and_resumed_run_ends_as_the_uninterrupted_one(tmp_path, compo
 
 def test_figure_3_is_drawn_from_the_run(tmp_path, composed):
     meta_train(composed("experiment=sines_and_lines", *SMALL))
-    draw(composed("experiment=sines_and_lines", *SMALL, "stage=figure3", "stage.num_samples=4", "test.num_tasks=300"))
-    assert (tmp_path / "run" / "figure3.png").stat().st_size > 20_000
-    assert "</svg>" in (tmp_path / "run" / "figure3.svg").read_text()
-    numbers = json.loads((tmp_path / "run" / "figure3.json").read_text())
+    settings = [*SMALL, "stage=figure3", "test.num_tasks=300", f"run_dir={tmp_path / 'figure'}"]
+    trained = f"stage.trained={tmp_path / 'run' / 'best.ckpt'}"
+    draw(composed("experiment=sines_and_lines", *settings, trained, "stage.num_samples=4"))
+    assert (tmp_path / "figure" / "figure3.png").stat().st_size > 20_000
+    assert "</svg>" in (tmp_path / "figure" / "figure3.svg").read_text()
+    numbers = json.loads((tmp_path / "figure" / "figure3.json").read_text())
+    assert numbers["checkpoint_sha256"] == sha256(tmp_path / "run" / "best.ckpt")
+    with pytest.raises(ValueError, match="figure holds a run with other settings .*num_samples: 4 -> 5"):
+        draw(composed("experiment=sines_and_lines", *settings, trained, "stage.num_samples=5"))
+    cfg = composed("experiment=sines_and_lines", "stage=figure3", "stage.num_samples=5", "num_shot=3")
+    assert cfg.stage.trained == composed("experiment=sines_and_lines", "num_shot=3").stage.folder.join(
+        (f"{tmp_path / 'runs'}/", "/best.ckpt")
+    )
     assert list(numbers["families_of_samples"]) == list(PANELS)
     assert len(numbers["samples"]) == 4
     with pytest.raises(ValueError, match="choose experiment=sines_and_lines"):

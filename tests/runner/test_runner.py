@@ -81,6 +81,19 @@ def test_a_folder_keeps_its_configuration(tmp_path):
         pass
 
 
+def test_a_run_that_ends_before_it_writes_anything_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), run_folder(tmp_path / "run", {"seed": 0}):
+        raise KeyError
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(KeyError), run_folder(tmp_path / "run", {"seed": 0}) as folder:
+        (folder / "metrics.csv").write_text("step")
+        raise KeyError
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "metrics.csv"}
+    with pytest.raises(KeyError), run_folder(tmp_path / "run", {"seed": 0}):
+        raise KeyError
+    assert (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_a_folder_serves_one_process_at_a_time(tmp_path):
     program = (
         "import sys; from pathlib import Path; from runner.folder import run_folder\n"
