@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class MissingFileError(InputError, FileNotFoundError):
     """A file that a command needs is missing. The message says what makes it."""
+
+
+class FolderInUseError(InputError):
+    """Another process holds a run folder."""

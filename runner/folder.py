@@ -1,6 +1,7 @@
 """Run folders: one run has one folder, one configuration and one process at a time."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
-from runner.errors import InputError
+from runner.errors import FolderInUseError, InputError
 from runner.files import write_text
 
 
@@ -52,9 +53,18 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
                 write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             yield folder
     except Timeout:
-        raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
+        raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it") from None
+
+
+def finite(content: Any) -> Any:
+    """``content`` with None for each number that is not finite, for which JSON has no word."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as the whole of ``path``."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write ``content`` as the whole of ``path``; null for numbers that are not finite."""
+    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -18,8 +18,10 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from leo.run import meta_train
-from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
+from runner.errors import InputError
+from sweeps.search import load_study, open_study, search, train_best, values_of, write_best
 from sweeps.searches import searches
+from sweeps.space import space
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
 from tests.test_commands import command
 
@@ -29,12 +31,12 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning",
 )
 
-RATE = "{_target_: optuna.trial.Trial.suggest_float, _partial_: true, low: 1e-4, high: 1e-2}"
+RATE = "'interval(1e-4, 1e-2)'"
 ONE_VALUE = [  # a search of the rate alone, three validations a trial
     "stage=search",
     "max_steps=30",
     "val.every=10",
-    "search.space=null",
+    "search/space=none",
     f"+search.space.model.optimizer.lr={RATE}",
 ]
 
@@ -69,8 +71,8 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
 
 
 def test_values_outside_the_ranges_are_not_queued(composed):
-    cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight.high=0.1")
-    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside"):
+    cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight='interval(0, 0.1)'")
+    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside 0.0 to 0.1"):
         values_of(cfg, "paper")
 
 
@@ -83,8 +85,9 @@ def test_values_outside_the_ranges_are_not_queued(composed):
 )  # fmt: skip
 def test_each_method_has_its_own_space_of_its_own_keys(composed, experiment):
     cfg = composed("stage=search", f"experiment={experiment}")
-    assert "model.optimizer.lr" in names(cfg.search.space)
-    assert all(OmegaConf.select(cfg, name) is not None for name in names(cfg.search.space))
+    names = dict(space(cfg.search.space))
+    assert "model.optimizer.lr" in names
+    assert all(OmegaConf.select(cfg, name) is not None for name in names)
 
 
 def test_more_trials_continue_a_search_with_the_same_draws(composed, overrides, tmp_path):
@@ -148,8 +151,7 @@ def test_pruned_trials_are_recorded_with_their_curve(composed, overrides):
 
 
 def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(composed, overrides):
-    choices = "{_target_: optuna.trial.Trial.suggest_categorical, _partial_: true, choices: [0.03, 1e30]}"
-    some = [*overrides, f"+search.space.model.learner.latent_lr={choices}", "search.n_trials=5"]
+    some = [*overrides, "+search.space.model.learner.latent_lr='choice(0.03, 1e30)'", "search.n_trials=5"]
     search(composed(*some))
     state = progress(load_study(composed(*some)), 5)
     assert state.num_finished == 5
@@ -160,9 +162,10 @@ def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(compo
 
 
 def test_a_misspelt_name_in_the_space_ends_the_search_before_any_trial(composed, overrides, tmp_path):
-    space = "+search.space.model.optimizer.rate={_target_: optuna.trial.Trial.suggest_float, low: 0, high: 1}"
-    with pytest.raises(Exception, match="rate"):
-        search(composed(*overrides, space))
+    misspelt = "+search.space.model.optimizer.lrr='interval(0, 1)'"
+    message = r"search.space: no configuration has the key model.optimizer.lrr; did you mean model.optimizer.lr\?"
+    with pytest.raises(InputError, match=message):
+        search(composed(*overrides, misspelt))
     assert not list((tmp_path / "runs/study").glob("trial-*"))
 
 
