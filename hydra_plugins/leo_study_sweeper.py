@@ -33,7 +33,7 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what the launcher needs."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.context, self.function, self.composed = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Search what ``arguments`` and the parameters give as ranges; what each worker returned."""
@@ -42,12 +42,12 @@ class StudySweeper(Sweeper):
         for name, value in self.others.items():
             if value is not None:
                 raise ConfigCompositionException(f"hydra.sweeper.{name} is not known here; use {INSTEAD[name]}")
-        loader = self.hydra_context.config_loader
+        loader = self.context.config_loader
         try:
-            workers = jobs(arguments, self.params, self.n_trials, self.config, loader)
+            workers = jobs(arguments, self.params, self.n_trials, self.composed, loader)
         except ValueError as error:
             raise ConfigCompositionException(str(error)) from error
-        if len(workers) == 1 and "n_jobs" in self.config.hydra.launcher:
-            OmegaConf.update(self.config, "hydra.launcher.n_jobs", 1)  # in this process: a kill ends it
-        launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task_function, self.config)
+        if len(workers) == 1 and "n_jobs" in self.composed.hydra.launcher:
+            OmegaConf.update(self.composed, "hydra.launcher.n_jobs", 1)  # in this process: a kill ends it
+        launcher = Plugins.instance().instantiate_launcher(self.context, self.function, self.composed)
         return [result.return_value for result in launcher.launch(workers, initial_job_idx=0)]

@@ -18,6 +18,7 @@ from leo.run import TEST_SEED, load_weights, make_problem
 from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import write_json
+from runner.record import made_by
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def draw(cfg: DictConfig) -> None:
     write_json(
         Path(cfg.run_dir, "figure3.json"),
         {
+            **made_by(),
             "checkpoint": str(path),
             "families_of_samples": shares,
             "tasks": {name: part.tolist() for name, part in panels._asdict().items()},

@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from runner.errors import InputError
 from sweeps.space import distribution
@@ -27,7 +27,7 @@ def jobs(
     given = parser.parse_overrides(arguments)
     named = {override.key_or_group for override in given}
     stored = parser.parse_overrides([f"{key}={words}" for key, words in flat(params or {}) if key not in named])
-    fixed = [override.input_line for override in (*stored, *given) if not override.is_sweep_override()]
+    fixed = [str(override.input_line) for override in (*stored, *given) if not override.is_sweep_override()]
     swept = [override for override in (*stored, *given) if override.is_sweep_override()]
     workers = [x for override in swept if override.key_or_group == WORKER for x in override.sweep_string_iterator()]
     ranges = {override.key_or_group: words(override) for override in swept if override.key_or_group != WORKER}
@@ -41,18 +41,18 @@ def jobs(
     if ranges and "search" in config:
         default = {key: str(text) for key, text in flat(config.search.space or {})}
         less = [f"~search.space.{key}" for key in default if key not in ranges]
-        other = [("" if k in default else "+") + in_space(k, text) for k, text in ranges.items() if default.get(k) != text]
+        other = [
+            ("" if k in default else "+") + in_space(k, text) for k, text in ranges.items() if default.get(k) != text
+        ]
         changes = min(less + other, changes, key=len)
     number = [] if n_trials is None else [f"search.n_trials={n_trials}"]
-    return [
-        [*fixed, *changes, *number, *([f"{WORKER}={worker}"] if workers else [])] for worker in workers or ["0"]
-    ]
+    return [[*fixed, *changes, *number, *([f"{WORKER}={worker}"] if workers else [])] for worker in workers or ["0"]]
 
 
 def check(key: str, text: str, loader: ConfigLoader) -> None:
     """Raise where ``key=text`` is not for a search."""
     if loader.get_group_options(key):
-        raise InputError(f"{key}={text}: a search draws values, and {key} is a group of files; start one search for each")
+        raise InputError(f"{key}={text}: a search draws values, and {key} is a group; start one search for each choice")
     if key == "seed" or key.startswith(("search.", "hydra.")):
         raise InputError(f"{key}={text}: a search does not draw {key}; give it one value")
     distribution(key, text)

@@ -189,7 +189,9 @@ def write_best(cfg: DictConfig) -> None:
     try:
         write_text(path, text + OmegaConf.to_yaml(values))
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another file with search.best=") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); choose another file with search.best="
+        ) from error
     log.info("wrote %s: %s", path, how_to_choose(path))
 
 

@@ -23,27 +23,36 @@ def distribution(name: str, words: Any) -> BaseDistribution:
     """
     try:
         found = OverridesParser.create().parse_override(f"{name}={words}").value()
-        unknown = getattr(found, "tags", set()) - {"log"}
-        if unknown or getattr(found, "shuffle", False):
-            raise ValueError(f"a search knows no {'shuffle' if not unknown else f'tag {unknown.pop()}'}")
-        match found:
-            case IntervalSweep(start=low, end=high) if low is not None and high is not None:
-                kind = IntDistribution if isinstance(low, int) else FloatDistribution
-                return kind(low, high, log="log" in found.tags)
-            case RangeSweep():
-                values = sorted(found.range())
-                if not values:
-                    raise ValueError("the range is empty")
-                kind = IntDistribution if isinstance(values[0], int) else FloatDistribution
-                return kind(values[0], values[-1], log="log" in found.tags, step=abs(found.step))
-            case ChoiceSweep():
-                choices = [value.text if isinstance(value, QuotedString) else value for value in found.list]
-                if "log" in found.tags or not all(isinstance(x, None | bool | int | float | str) for x in choices):
-                    raise ValueError("a choice is of single values, and has no logarithm")
-                return CategoricalDistribution(choices)
+        if isinstance(found, IntervalSweep | RangeSweep | ChoiceSweep):
+            return of_sweep(found)
     except (HydraException, ValueError) as error:
         raise InputError(f"{name}={words} cannot be searched: {error}; write {WORDS}") from error
-    raise InputError(f"{name}={words} is one value, not a range to search; write {WORDS}")
+    raise InputError(f"{name}={words} is no range to search; write {WORDS}")
+
+
+def of_sweep(sweep: IntervalSweep | RangeSweep | ChoiceSweep) -> BaseDistribution:
+    """What ``sweep`` draws from."""
+    if sweep.tags - {"log"} or getattr(sweep, "shuffle", False):
+        raise ValueError("a search has neither shuffle nor tags other than log")
+    is_log = "log" in sweep.tags
+    if isinstance(sweep, IntervalSweep):
+        return numbers(sweep.start, sweep.end, None, is_log)
+    if isinstance(sweep, RangeSweep):
+        values = sorted(sweep.range())
+        if not values:
+            raise ValueError("the range is empty")
+        return numbers(values[0], values[-1], abs(sweep.step), is_log)
+    choices: list[Any] = [value.text if isinstance(value, QuotedString) else value for value in sweep.list]
+    if is_log or not all(isinstance(value, None | bool | int | float | str) for value in choices):
+        raise ValueError("a choice is of single values, and has no logarithm")
+    return CategoricalDistribution(choices)
+
+
+def numbers(low: Any, high: Any, step: Any, is_log: bool) -> BaseDistribution:
+    """Whole numbers where ``low`` is one."""
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=is_log, step=1 if step is None else step)
+    return FloatDistribution(low, high, log=is_log, step=step)
 
 
 def space(node: DictConfig | None, prefix: str = "") -> Iterator[tuple[str, BaseDistribution]]:

@@ -72,7 +72,9 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
 
 def test_values_outside_the_ranges_are_not_queued(composed):
     cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight='interval(0, 0.1)'")
-    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside 0.0 to 0.1"):
+    with pytest.raises(
+        ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside 0.0 to 0.1"
+    ):
         values_of(cfg, "paper")
 
 
