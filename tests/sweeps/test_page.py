@@ -113,7 +113,7 @@ def test_the_page_in_a_browser(browser, runs, composed):
     browser.execute_script("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert browser.execute_script(LOOK)["width"] <= 360, "with everything unfolded"
     assert light["images"] == [600, 600, 1500]  # inches of 100 dots
-    assert len(light["cells"]) > 100
+    assert len(light["cells"]) > 80
     assert all(light["cells"])
     assert light["missing"] == []
     files = [unquote(urlsplit(link).path) for link in light["links"] if "#" not in link]
@@ -136,7 +136,7 @@ def check_texts(browser, runs):
 
     rows = text("#runs-table tbody tr")
     (paper_row,) = [row for row in rows if "mini_1shot" in row]
-    assert re.search(r"61.20\s+0.16\s+± 1.00", paper_row), "mean, s.d. of 0 to 4 tenths, the widest interval"
+    assert re.search(r"61.20\s+%\s+0.16\s+± 1.00", paper_row), "mean, s.d. of 0 to 4 tenths, the widest interval"
     assert "python train.py -m experiment=mini_1shot seed=0,1,2,3,4" in paper_row
     (row,) = [row for row in rows if "ablation none" in row and "toy" in row]
     assert f"1: {100 * result['accuracy']:.2f} ± {100 * result['interval95']:.2f}" in row
@@ -296,7 +296,7 @@ def test_a_command_is_the_one_that_was_given(tmp_path):
 
 
 def test_the_command_of_a_run_composes_the_same_run(tmp_path, composed, toy_overrides):
-    given = [*toy_overrides, "model.learner.dropout=0", "seed=3", "experiment=glyphs_1shot"]
+    given = [*toy_overrides, "model.learner.dropout=0.0", "seed=3", "experiment=glyphs_1shot"]
     cfg = composed(*given)
     meta_train(cfg)
     result = json.loads((tmp_path / "run/result.json").read_text())

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sweeps.search import load_study, open_study, search, train_best, values_of,
 from sweeps.searches import searches
 from sweeps.space import space
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
+from tests.conftest import ROOT
 from tests.test_commands import command
 
 pytestmark = pytest.mark.filterwarnings(
@@ -189,6 +191,43 @@ def test_the_best_trial_becomes_a_file_that_trains_the_same_run(composed, overri
     assert (tmp_path / "run/result.json").stat().st_mtime_ns == stamp, "the run counts as finished"
 
 
+def test_the_best_trial_lands_where_configurations_are_read(composed, overrides, tmp_path, monkeypatch):
+    """Whatever the current folder is; a clone's own ``conf``, so that the test changes nothing of the project."""
+    monkeypatch.chdir(tmp_path)
+    best = composed("stage=search_best", "experiment=glyphs_5shot", "ablation=random_prior").search.best
+    assert Path(best) == ROOT / "conf/hparams/search/glyphs_5shot-random_prior.yaml"
+    shutil.copytree(ROOT / "conf", tmp_path / "clone/conf")
+    shutil.copy(ROOT / "train.py", tmp_path / "clone")
+    script = [sys.executable, tmp_path / "clone/train.py"]
+    words = [text for text in overrides if not text.startswith(("stage=", "search.best="))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def call(stage):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        words_of_stage = [*script, f"stage={stage}", "experiment=glyphs_1shot", *words, "search.n_trials=1"]
+        done = subprocess.run(
+            words_of_stage, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("search")
+    assert "hparams=search/glyphs_1shot-none" in call("search_best")
+    assert "study study," in (tmp_path / "clone/conf/hparams/search/glyphs_1shot-none.yaml").read_text()
+    assert not (tmp_path / "elsewhere/conf").exists()
+
+
+def test_a_file_of_the_best_trial_that_cannot_be_written_or_chosen_is_said(composed, overrides, tmp_path, caplog):
+    cfg = composed(*overrides, "search.n_trials=1")
+    search(cfg)
+    with caplog.at_level("INFO"):
+        write_best(cfg)
+    assert "toy.yaml: no configuration is looked for there; to choose it" in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/toy.yaml cannot be written \(.*\); choose another with search.best="):
+        write_best(composed(*overrides, f"search.best={tmp_path}/file/toy.yaml"))
+
+
 def test_no_study_is_a_clear_error(composed, overrides):
     with pytest.raises(FileNotFoundError, match="study is missing; stage=search makes it"):
         write_best(composed(*overrides))
@@ -220,7 +259,7 @@ def start(folder, *overrides):
 
 def finish(folder, *processes):
     """Wait for workers; they must succeed."""
-    codes = [process.wait(120) for process in processes]
+    codes = [process.wait(300) for process in processes]
     assert codes == [0] * len(codes), (folder / "output.txt").read_text()[-3000:]
 
 
@@ -247,6 +286,34 @@ def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path
     assert draws(study) == straight_draws(4)
     curves = [trial.intermediate_values.keys() for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert all(curve == set(range(10, 61, 10)) for curve in curves), "no validation is missing or doubled"
+
+
+def test_a_worker_that_was_stopped_for_long_and_goes_on_loses_nothing(composed, overrides, tmp_path):
+    """SIGSTOP past the grace period: another worker takes the trial, waits for its folder, and both end well."""
+    settings = [*overrides, *WORKER, f"dirs.runs={tmp_path / 'runs'}"]
+    stopped, output = start(tmp_path, *settings), tmp_path / "output.txt"
+    wait_until((tmp_path / "runs/study/trial-001/last.ckpt").exists, stopped, output)
+    stopped.send_signal(signal.SIGSTOP)
+    other = start(tmp_path, *settings, "search.worker=1")
+    wait_until(lambda: "trial-001 is in use by another process" in output.read_text(), other, output)
+    stopped.send_signal(signal.SIGCONT)
+    finish(tmp_path, stopped, other)
+    study = load_study(composed(*settings))
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("FAIL") == 1
+    assert states[1] == "FAIL"
+    assert states.count("COMPLETE") + states.count("PRUNED") == 4
+    assert draws(study) == straight_draws(4)
+    assert "was stopped for so long that trial 1 went to another one" in output.read_text()
+
+
+def wait_until(is_true, process, output):
+    """Wait for something that ``process`` does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not is_true():
+        assert process.poll() is None, output.read_text()[-3000:]
+        time.sleep(0.01)
+    assert is_true(), output.read_text()[-3000:]
 
 
 def two_workers(composed, settings, folder):
