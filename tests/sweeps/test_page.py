@@ -166,7 +166,7 @@ def check_texts(browser, runs):
     ]  # fmt: skip
     accuracy, *_ = groups["glyphs_1shot-none"].find_elements(By.TAG_NAME, "svg")
     assert [len(accuracy.find_elements(By.CLASS_NAME, split)) for split in ("train", "val")] == [2, 2]
-    assert "glyphs_1shot-random_prior without a result" in groups
+    assert "glyphs_1shot-random_prior-seed0 without a result" in groups, "it has no config.yaml: by its folder"
     (searched,) = [shlex.split(line) for line in said if "search/space=none" in line]
     assert searched[-3:] == ["search.name='any name'", "search.pruner=null", "search.n_trials=2"]
     assert "+search.space.model.optimizer.lr='interval(1e-4, 1e-2)'" in searched
