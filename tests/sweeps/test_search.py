@@ -224,7 +224,9 @@ def test_a_file_of_the_best_trial_that_cannot_be_written_or_chosen_is_said(compo
         write_best(cfg)
     assert "toy.yaml: no configuration is looked for there; to choose it" in caplog.text
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/toy.yaml cannot be written \(.*\); choose another file with search.best="):
+    with pytest.raises(
+        InputError, match=r"file/toy.yaml cannot be written \(.*\); choose another file with search.best="
+    ):
         write_best(composed(*overrides, f"search.best={tmp_path}/file/toy.yaml"))
 
 
