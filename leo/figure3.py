@@ -20,6 +20,7 @@ from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
 from runner.names import fingerprint, identity, trained_file
+from runner.record import made_by
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def draw_learner(cfg: DictConfig, problem: ModelProblem, learner: ModelLearner, 
     write_json(
         folder / "figure3.json",
         {
+            **made_by(),
             "checkpoint": str(path),
             "checkpoint_sha256": fingerprint(path),
             "families_of_samples": shares,

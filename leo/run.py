@@ -23,11 +23,13 @@ from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError, MissingFileError
+from runner.files import sha256
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
 from runner.names import fingerprint, identity, trained_file
 from runner.process import hide_absent_gpus, keep_freed_memory
+from runner.record import group, made_by, scored
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -142,12 +144,12 @@ def test_checkpoint(cfg: DictConfig) -> float:
 def test(
     cfg: DictConfig, problem: Problem, module: MetaLearning, trained: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Test ``module``; write and return the result."""
+    """Test ``module``; write and return the result, which says what it is: see ``docs/report.md``."""
     start = time.perf_counter()
-    result = {
+    result: dict[str, Any] = {
         **OmegaConf.to_container(cfg.names, resolve=True),  # type: ignore[dict-item]
         "seed": cfg.seed,
-        **problem.test(module, module.device),
+        **(scores := problem.test(module, module.device)),
         f"val_{problem.score}": trained["score"],
         "num_steps": trained["num_steps"],
         **trained["totals"],
@@ -157,10 +159,20 @@ def test(
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
         "machine": machine(module.device),
+        **made_by(),
+        **scored(problem.score, scores[problem.score]),
+        "group": group(config),
+        "inputs": problem.origin | checkpoint_of(trained["checkpoint"]),
     }
+    result["summary"] = problem.summary(result)
     write_json(Path(cfg.run_dir) / "result.json", result)
-    log.info("%s: %s", cfg.run_dir, problem.summary(result))
+    log.info("%s: %s", cfg.run_dir, result["summary"])
     return result
+
+
+def checkpoint_of(path: str | None) -> dict[str, Any]:
+    """The checkpoint that a result follows from, by its content; nothing for a learner that is not trained."""
+    return {} if path is None else {"checkpoint": {"path": path, "sha256": sha256(Path(path))}}
 
 
 class Classification:

@@ -28,6 +28,7 @@ from runner.folder import differences, run_folder, taking_turns, write_json
 from runner.loggers import open_loggers
 from runner.names import cut
 from runner.process import is_first_process
+from runner.record import group, made_by, scored
 from runner.training import make_trainer, train
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,11 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             batch_size=recipe.batch_size,
             origin=Origin(sha256(outcome.checkpoint), crop_name(cfg), config),
         )
+        summary = f"validation accuracy {100 * outcome.score:.2f} % on held-out training images"
         write_json(
             folder / "result.json",
             {
+                **made_by(),
                 "stage": "pretrain",
                 "data": cfg.data.name,
                 "backbone": cfg.backbone.name,
@@ -132,9 +135,13 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
                 "seconds": outcome.seconds,
                 "checkpoint": str(outcome.checkpoint),
                 "config": config,
+                **scored("val_accuracy", outcome.score),
+                "group": group(config),
+                "inputs": {"images": stores[0].source},
+                "summary": summary,
             },
         )
-        log.info("%s: validation accuracy %.2f %% on held-out training images", folder, 100 * outcome.score)
+        log.info("%s: %s", folder, summary)
         return outcome.score
 
 

@@ -269,7 +269,7 @@ def check_arguments(cfg: DictConfig) -> None:
     """
     for used in used_keys(cfg) if cfg.stage.get("uses") is not None else []:
         node = None if used.endswith(".source") else OmegaConf.select(cfg, used, throw_on_missing=False)
-        for path, called in targets(node, used) if OmegaConf.is_dict(node) else []:
+        for path, called in targets(node, used) if isinstance(node, DictConfig) else []:
             try:
                 parameters = inspect.signature(get_object(called["_target_"])).parameters
             except (ImportError, ValueError, TypeError, AttributeError, HydraException):

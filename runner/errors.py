@@ -135,3 +135,7 @@ def end_with_message(error: Exception) -> NoReturn:
     if said is None or (_FULL in os.environ and _RAISES not in os.environ):
         raise error
     sys.exit(f"error: {said}\n({_FULL}=1 shows where)")
+
+
+class FolderInUseError(InputError):
+    """Another process holds a run folder."""

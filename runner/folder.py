@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from runner.errors import InputError
+from runner.errors import FolderInUseError, InputError
 from runner.files import write_text
 from runner.process import is_first_process
 
@@ -69,13 +70,22 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
                 write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             yield folder
     except Timeout:
-        raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
+        raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it") from None
     except Exception:
         if is_new and {child.name for child in folder.iterdir()} <= {lock.name, path.name}:
             shutil.rmtree(folder)
         raise
 
 
+def finite(content: Any) -> Any:
+    """``content`` with None for each number that is not finite, for which JSON has no word."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as the whole of ``path``."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write ``content`` as the whole of ``path``; null for numbers that are not finite."""
+    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

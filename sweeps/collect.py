@@ -2,43 +2,76 @@
 
 import json
 import logging
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from leo.methods import METHODS
-from runner.errors import InputError
-from runner.folder import differences
 
 log = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
-    """All seeds of one experiment and ablation; ``variant`` is what else its folders' names say. Fractions.
+class Found(NamedTuple):
+    """What ``result.json`` files hold, by their folders; and why others cannot be read."""
 
-    Of each seed there are the result and the folder that it lies in.
+    results: dict[Path, dict[str, Any]]
+    unreadable: dict[Path, str]
+
+
+class Row(NamedTuple):
+    """All seeds of one configuration: of each the result, as it was read, and the folder that it lies in.
+
+    ``changes`` are the overrides of the command line that change results, besides experiment, ablation and hparams.
     """
 
-    experiment: str
-    ablation: str
-    variant: str
     results: list[dict[str, Any]]
     folders: list[Path]
+    changes: list[str]
+
+    @property
+    def experiment(self) -> str:
+        """The choice of conf/experiment."""
+        return str(self.results[0]["experiment"])
+
+    @property
+    def ablation(self) -> str:
+        """The choice of conf/ablation."""
+        return str(self.results[0]["ablation"])
+
+    @property
+    def score_name(self) -> str:
+        """What was tested."""
+        return str(self.results[0]["score_name"])
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether scores are fractions of right answers, shown in percent."""
+        return self.score_name == "accuracy"
 
     @property
     def method(self) -> str:
         """What tables call it: the learner, and the ablation where there is one."""
-        method = METHODS.get(self.results[0]["config"]["model"]["learner"]["_target_"], self.experiment)
+        learner = OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "model.learner._target_")
+        method = METHODS.get(learner, self.experiment)
         return method if self.ablation == "none" else f"{method}, {self.ablation.replace('_', ' ')}"
 
     @property
+    def task(self) -> str:
+        """What is learned: data, ways and shots where there are any, or else the experiment."""
+        first = self.results[0]
+        sizes = [f"{first[key]}-{unit}" for key, unit in (("num_way", "way"), ("num_shot", "shot")) if first.get(key)]
+        return f"{first.get('data', self.experiment)}, {' '.join(sizes)}".rstrip(", ")
+
+    @property
     def features(self) -> str:
-        """What the learner sees of an image."""
-        layer = self.results[0]["layer"]
-        return "pixels" if layer == "pixels" else f"layer {layer}"
+        """What the learner sees of an image; empty where it sees none."""
+        layer = self.results[0].get("layer")
+        return f"layer {layer}" if layer not in (None, "pixels") else layer or ""
 
     @property
     def seconds(self) -> float:
@@ -51,77 +84,129 @@ class Row(NamedTuple):
         return str(self.results[0]["hparams"]).partition("/")[0]
 
     @property
-    def accuracy(self) -> float:
-        """Mean test accuracy over seeds."""
-        return statistics.mean(result["accuracy"] for result in self.results)
+    def mean(self) -> float:
+        """Mean test score over seeds; NaN where one has none."""
+        return statistics.mean(self.scores)
+
+    @property
+    def scores(self) -> list[float]:
+        """The test score of each seed; NaN where it is null."""
+        return [math.nan if result["score_value"] is None else result["score_value"] for result in self.results]
 
     @property
     def std_over_seeds(self) -> float | None:
         """The paper's +-: the standard deviation over seeds; None for one seed."""
-        accuracies = [result["accuracy"] for result in self.results]
-        return statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     @property
     def spread(self) -> str:
-        """The standard deviation over seeds in percent, and their number; empty for one seed."""
+        """The standard deviation over seeds, and their number; empty for one seed."""
         deviation = self.std_over_seeds
-        return "" if deviation is None else f"{100 * deviation:.2f} ({len(self.results)})"
+        return "" if deviation is None else f"{self.shown(deviation)} ({len(self.results)})"
 
     @property
-    def interval95(self) -> float:
-        """The widest 95 % interval over tasks of a single run, a different thing."""
-        return max(result["interval95"] for result in self.results)
+    def interval95(self) -> float | None:
+        """The widest 95 % interval over tasks of a single run, a different thing; None where none is known."""
+        return max((x for result in self.results if (x := result.get("interval95")) is not None), default=None)
+
+    def shown(self, score: float | None) -> str:
+        """A score, or a difference of scores, as tables have it: accuracies in percent; nothing for None."""
+        if score is None:
+            return ""
+        return f"{100 * score:.2f}" if self.is_accuracy else f"{score:.4g}"
 
 
-def finished(runs: Path, select: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folders in ``runs`` that match ``select`` and hold a result, with that result."""
+def read_results(runs: Path, select: str) -> Found:
+    """The results in the folders of ``runs`` that match ``select``; those that cannot be read are named in the log."""
+    found = Found({}, {})
     for path in sorted(runs.glob(f"{select}/result.json")):
-        yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        if isinstance(content, str):
+            log.warning("%s is left out: %s", path, content)
+            found.unreadable[path.parent] = content
+        else:
+            found.results[path.parent] = content
+    return found
 
 
-def collect(runs: Path, select: str) -> list[Row]:
-    """The finished meta-training runs in ``runs`` whose folder matches ``select``, grouped over seeds.
+def read_json(path: Path) -> dict[str, Any] | str:
+    """What the file holds, or in a few words why it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{error}" if path.stat().st_size else "the file is empty"
+    return content if isinstance(content, dict) else "it does not hold an object"
 
-    Runs of one group must differ in nothing but the seed.
+
+def says_what_it_is(result: dict[str, Any]) -> bool:
+    """Whether ``result`` has the fields by which it is shown; earlier versions did not write them."""
+    return result.keys() >= {"stage", "overrides", "group", "score_name", "score_value", "summary", "config"}
+
+
+def is_row(result: dict[str, Any]) -> bool:
+    """Whether ``result`` is of a training with tasks: stage 1 and tests alone have no row."""
+    of_run = {"experiment", "ablation", "hparams", "seed", "seconds"}
+    return says_what_it_is(result) and result["stage"] not in ("pretrain", "test") and result.keys() >= of_run
+
+
+def collect(found: Found, placing: Collection[str]) -> list[Row]:
+    """The finished meta-training runs, grouped over seeds.
+
+    A run that was repeated in another folder counts once. ``placing`` are the keys of the configuration that change no
+    result.
     """
-    rows: dict[tuple[str, str, str], Row] = {}
-    for folder, result in finished(runs, select):
-        if "accuracy" not in result or folder.name.startswith("test-"):
-            continue  # stage 1, regression, and tests alone have no row
-        key = result["experiment"], result["ablation"], folder.name.partition(f"-seed{result['seed']}")[2]
-        row = rows.setdefault(key, Row(*key, [], []))
-        if row.results:
-            first, ignored = row.results[0], {"seed": None}
-            changed = differences(first["config"] | ignored, result["config"] | ignored)
-            if changed:
-                raise InputError(
-                    f"{folder} and {first['experiment']} of seed {first['seed']} differ in more than the "
-                    f"seed ({'; '.join(changed)}); move one of them away"
-                )
+    rows: dict[str, Row] = {}
+    for folder, result in found.results.items():
+        if not is_row(result):
+            continue
+        row = rows.setdefault(result["group"], Row([], [], changes(result["overrides"], placing)))
+        if result["seed"] in [other["seed"] for other in row.results]:
+            log.warning("%s is left out: it repeats a run that %s holds", folder, row.folders[0].parent)
+            continue
         row.results.append(result)
         row.folders.append(folder)
     return list(rows.values())
 
 
+def changes(overrides: list[str], placing: Collection[str]) -> list[str]:
+    """The ``overrides`` that change results, besides the choices that a result names by itself."""
+    named = {"experiment", "ablation", "hparams", "seed", "hydra.searchpath", *placing}
+    return [text for text in overrides if key(text) not in named]
+
+
+def key(override: str) -> str:
+    """What ``override`` sets, or the group of which it chooses."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def tables(rows: list[Row]) -> Iterator[Table]:
+    """A table of the rows of each score, by number of shots and increasing score."""
+    for score_name in dict.fromkeys(row.score_name for row in rows):
+        of_score = [row for row in rows if row.score_name == score_name]
+        yield table(sorted(of_score, key=lambda row: (row.results[0].get("num_shot", 0), row.mean)))
+
+
 def table(rows: list[Row]) -> Table:
-    """The rows by increasing accuracy."""
+    """The rows, all of one score."""
+    name = "accuracy on held-out classes" if rows[0].is_accuracy else f"{rows[0].score_name}, higher is better"
     shown = Table(
-        title=f"{', '.join(sorted({row.results[0]['data'] for row in rows}))}: accuracy on held-out classes",
-        caption="task: ways and shots; interval: 95 % over a run's tasks; s.d.: over seeds; seconds: train + test",
+        title=f"{', '.join(sorted({row.results[0].get('data', row.experiment) for row in rows}))}: {name}",
+        caption="interval: 95 % over a run's tasks; s.d.: over seeds; seconds: train + test",
     )
     several = any(row.std_over_seeds is not None for row in rows)
     shown.add_column("method", no_wrap=True)
     shown.add_column("features")
-    for column in ("task", "test %", "interval", *(("s.d. (seeds)",) if several else ()), "seconds"):
+    score = "test %" if rows[0].is_accuracy else "test"
+    for column in ("task", score, "interval", *(("s.d. (seeds)",) if several else ()), "seconds"):
         shown.add_column(column, justify="right", no_wrap=True)
-    for row in sorted(rows, key=lambda row: (row.results[0]["num_shot"], row.accuracy)):
+    for row in rows:
         first = row.results[0]
         shown.add_row(
             row.method,
             row.features,
-            f"{first['num_way']}w {first['num_shot']}s",
-            f"{100 * row.accuracy:.2f}",
-            f"+- {100 * row.interval95:.2f}",
+            " ".join(f"{first[key]}{unit}" for key, unit in (("num_way", "w"), ("num_shot", "s")) if first.get(key)),
+            row.shown(row.mean),
+            "" if row.interval95 is None else f"+- {row.shown(row.interval95)}",
             *((row.spread,) if several else ()),
             f"{row.seconds:.0f}",
         )

@@ -1,13 +1,17 @@
 """The curves of every run, as charts: what ``metrics.csv`` holds, the seeds of a run together."""
 
 import csv
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
 from rich.progress import track
+from yaml import YAMLError
 
+from runner.folder import differences
+from runner.record import group
 from runner.terminal import shares_terminal
 from sweeps.chart import Chart, Line, Points, chart
 
@@ -15,7 +19,7 @@ PERCENT = ("accuracy", "centroid_accuracy")
 
 
 class Curves(NamedTuple):
-    """The charts of runs whose folders differ in the seed alone; ``folders`` by what tells them apart."""
+    """The charts of runs whose configurations differ in the seed alone; ``folders`` by their seeds."""
 
     name: str
     folders: dict[str, Path]
@@ -24,18 +28,29 @@ class Curves(NamedTuple):
 
 def curves(runs: Path, select: str) -> Iterator[Curves]:
     """The curves of all runs in ``runs`` that match ``select``, finished or not."""
-    groups: dict[str, dict[str, Path]] = {}
+    groups: dict[str, Curves] = {}
+    configs: dict[str, dict[str, Any]] = {}  # the first of each name
     for path in sorted(runs.glob(f"{select}/metrics.csv")):
-        name, seed = without_seed(path.parent.name)
-        groups.setdefault(name, {})[seed] = path.parent
-    for name, folders in track(groups.items(), "curves", transient=True, disable=shares_terminal()):
-        yield Curves(name, folders, charts(folders))
+        folder = path.parent
+        config = configuration(folder)
+        name = "-".join(config.get("names", {}).get(kind, "") for kind in ("experiment", "ablation")).strip("-")
+        name = name or folder.name
+        changed = differences(configs.setdefault(name, config), config | {"seed": configs[name].get("seed")})
+        title = f"{name} ({'; '.join(changed)})" if changed else name
+        of_seeds = groups.setdefault(group(config) if config else folder.name, Curves(title, {}, [])).folders
+        seed = f"seed {config['seed']}" if "seed" in config else "run"
+        of_seeds[folder.name if seed in of_seeds else seed] = folder
+    for found in track(groups.values(), "curves", transient=True, disable=shares_terminal()):
+        yield found._replace(charts=charts(found.folders))
 
 
-def without_seed(folder: str) -> tuple[str, str]:
-    """A folder's name less its seed, and the seed; "run" where it names none."""
-    found = re.search(r"-seed(\d+)", folder)
-    return (folder.replace(found[0], "", 1), f"seed {found[1]}") if found else (folder, "run")
+def configuration(folder: Path) -> dict[str, Any]:
+    """What ``config.yaml`` of a run says; nothing where it cannot be read."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
 
 
 def charts(folders: dict[str, Path]) -> list[Chart]:
@@ -61,10 +76,11 @@ def title(quantity: str) -> str:
 
 
 def logged(path: Path) -> dict[str, Points]:
-    """The values of each name by the number of updates before them."""
+    """The values of each name by the number of updates before them; of a run that is writing, its whole lines."""
     found: dict[str, Points] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["value"] is not None:  # a run that is still writing
-                found.setdefault(row["name"], []).append((int(row["step"]) + 1, float(row["value"])))
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.reader(file):
+            with suppress(ValueError):  # the head, or half a line
+                step, name, value = row
+                found.setdefault(name, []).append((int(step) + 1, float(value)))
     return found

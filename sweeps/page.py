@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sweeps import commands, paper_tables
 from sweeps.chart import HEIGHT, MAX_POINTS, WIDTH, Scale, scale
-from sweeps.collect import Row, finished
+from sweeps.collect import Found, Row, is_row, key, read_json, says_what_it_is
 from sweeps.curves import curves
 from sweeps.paper_tables import Cell, Number
 from sweeps.searches import searches
@@ -40,12 +40,12 @@ class Comparison(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A finished run that is no row of a table: what it is, its score in words, and its command."""
+    """A finished run that is no row: what it is, what it found, and its command where it is known."""
 
     folder: Path
     kind: str
-    score: str
-    command: str
+    outcome: str
+    command: str | None
 
 
 class Picture(NamedTuple):
@@ -55,8 +55,10 @@ class Picture(NamedTuple):
     numbers: Path
 
 
-def render(runs: Path, select: str, folder: Path, rows: list[Row], cells: list[Cell], num_seeds: int) -> str:
-    """The page for ``folder``: ``rows`` and ``cells`` of the runs that match ``select``, all searches and analyses."""
+def render(
+    runs: Path, select: str, folder: Path, found: Found, rows: list[Row], cells: list[Cell], num_seeds: int
+) -> str:
+    """The page for ``folder``: what was ``found`` in the runs that match ``select``, all searches and analyses."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -65,13 +67,16 @@ def render(runs: Path, select: str, folder: Path, rows: list[Row], cells: list[C
         lstrip_blocks=True,
     )
     environment.filters |= {"href": partial(link, folder), "embedded": embedded, "percent": percent}
-    rows = sorted(rows, key=lambda row: (*task(row), -row.accuracy))
+    unreadable = {path / "result.json": reason for path, reason in found.unreadable.items()}
+    studies, looked_into = list(searches(runs, unreadable)), list(analyses(runs, unreadable))
+    rows = sorted(rows, key=lambda row: (row.task, -row.mean))
     position = {id(row): i for i, row in enumerate(rows)}
     return environment.get_template("page.html.jinja").render(
         made=datetime.now().astimezone(),
         pattern=f"{runs}/{select}",
         rows=rows,
-        others=list(others(runs, select, rows)),
+        others=list(others(found, rows)),
+        unreadable=unreadable,
         unfinished=[
             path.parent
             for path in sorted(runs.glob(f"{select}/metrics.csv"))
@@ -82,12 +87,11 @@ def render(runs: Path, select: str, folder: Path, rows: list[Row], cells: list[C
         num_seeds=num_seeds,
         comparisons=list(comparisons(rows, cells)),
         groups=list(curves(runs, select)),
-        analyses=list(analyses(runs)),
-        searches=list(searches(runs)),
+        analyses=looked_into,
+        searches=studies,
         machines=machines(rows),
         commands=commands,
         anchor=lambda row: f"run-{position[id(row)]}",
-        others_of=lambda row: ", ".join(commands.changes(row.variant, row.results[0]["hparams"])),
         zip=zip,
         WIDTH=WIDTH,
         HEIGHT=HEIGHT,
@@ -113,63 +117,56 @@ def percent(fraction: float | None) -> str:
 def comparisons(rows: list[Row], cells: list[Cell]) -> Iterator[Comparison]:
     """The rows of each kind of task of which there are at least two, in their order."""
     paper = {id(cell.row): cell.paper for cell in cells if cell.row is not None}
-    tasks: dict[tuple[str, int, int], list[Mark]] = {}
+    tasks: dict[str, list[Mark]] = {}
     for row in rows:
-        mark = Mark(row, paper_tables.number(row), paper.get(id(row)))
-        tasks.setdefault(task(row), []).append(mark)
-    for (data, num_way, num_shot), marks in tasks.items():
+        if row.is_accuracy:
+            mark = Mark(row, paper_tables.number(row), paper.get(id(row)))
+            tasks.setdefault(row.task, []).append(mark)
+    for title, marks in tasks.items():
         if len(marks) > 1:
             shown = [number for mark in marks for number in (mark.ours, mark.paper) if number is not None]
             ends = [number.mean + sign * (number.deviation or 0) for number in shown for sign in (-1, 1)]
-            title = f"{data}, {num_way}-way {num_shot}-shot"
             yield Comparison(title, scale(ends, *STRIP, 5, is_wide=True), marks)
 
 
-def task(row: Row) -> tuple[str, int, int]:
-    """The data, ways and shots of the tasks that the row solves."""
-    first = row.results[0]
-    return first["data"], first["num_way"], first["num_shot"]
-
-
-def others(runs: Path, select: str, rows: list[Row]) -> Iterator[Other]:
-    """The finished runs that are in no row: stage 1, regression, and tests of a checkpoint alone."""
+def others(found: Found, rows: list[Row]) -> Iterator[Other]:
+    """The finished runs that are in no row: stage 1, tests of a checkpoint alone, and results of earlier versions."""
     shown = {folder for row in rows for folder in row.folders}
-    for folder, result in finished(runs, select):
+    for folder, result in found.results.items():
         if folder in shown:
             continue
-        if result.get("stage") == "pretrain":
-            words = ("stage=pretrain", f"data={result['data']}", f"backbone={result['backbone']}")
-            score = f"{percent(result['val_accuracy'])} % of held-out images of the training classes"
-            yield Other(folder, "stage 1", score, commands.line(*words))
-        elif "accuracy" in result:
-            words = (f"experiment={result['experiment']}", "stage=test", f"checkpoint='{result['checkpoint']}'")
-            score = f"{percent(result['accuracy'])} % ± {percent(result['interval95'])} (95 % over tasks)"
-            yield Other(folder, "test of a checkpoint", score, commands.line(*words))
-        else:
-            variant = folder.name.partition(f"-seed{result['seed']}")[2]
-            errors = (
-                f"{of['num_shot']}: {of['mean']:.3g} ± {of['mean_interval95']:.2g}" for of in result["by_num_shot"]
-            )
-            score = f"mean squared error (95 % over tasks) by shots {'; '.join(errors)}"
-            yield Other(folder, "regression", score, commands.of_run(result, variant, [result["seed"]]))
+        if not says_what_it_is(result):
+            numbers = (f"{name} {result[name]:.4g}" for name in ("accuracy", "val_accuracy", "score") if name in result)
+            yield Other(folder, "of an earlier version, which did not say what it is", "; ".join(numbers), None)
+            continue
+        overrides = result["overrides"]
+        if result["stage"] == "pretrain":  # made by itself, or by a later stage that needed it
+            overrides = [*(text for text in overrides if key(text) != "stage"), "stage=pretrain"]
+        kinds = {"pretrain": "stage 1", "test": "test of a checkpoint"}
+        kind = kinds.get(result["stage"], "a run that another folder holds too" if is_row(result) else result["stage"])
+        yield Other(folder, kind, result["summary"], commands.line(*overrides))
 
 
-def analyses(runs: Path) -> Iterator[tuple[Path, list[Picture]]]:
-    """The folders of finished analyses, and of drawings of Figure 3, with their pictures."""
-    found: list[tuple[Path, list[Picture]]] = []
-    for path in sorted(runs.glob("*/analysis.json")):
-        names = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        found.append((path, [Picture(path.with_name(f"{name}.png"), path.with_name(f"{name}.csv")) for name in names]))
-    found += [(path, [Picture(path.with_suffix(".png"), path)]) for path in sorted(runs.glob("*/figure3.json"))]
-    for path, pictures in found:
-        yield path, [picture for picture in pictures if picture.path.exists()]
+def analyses(runs: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, str | None, list[Picture]]]:
+    """The files of finished analyses, and of drawings of Figure 3, with their commands and pictures."""
+    for path in sorted([*runs.glob("*/analysis.json"), *runs.glob("*/figure3.json")]):
+        content = read_json(path)
+        if isinstance(content, str):
+            unreadable[path] = content
+            continue
+        pictures = [Picture(path.with_suffix(".png"), path)]
+        if path.name == "analysis.json":
+            figures = content.get("figures", {})
+            pictures = [Picture(path.with_name(f"{name}.png"), path.with_name(f"{name}.csv")) for name in figures]
+        made_by = commands.line(*content["overrides"]) if "overrides" in content else None
+        yield path, made_by, [picture for picture in pictures if picture.path.exists()]
 
 
 def machines(rows: list[Row]) -> list[tuple[dict[str, str], int]]:
     """The different surroundings that the results of ``rows`` name, and how many results name each."""
     counted: Counter[str] = Counter()
     for result in (result for row in rows for result in row.results):
-        trainer = result["config"].get("trainer", {})
+        trainer = result["config"].get("trainer") or {}
         named = {**result.get("versions", {}), **result.get("machine", {})}
         named |= {key: trainer[key] for key in ("accelerator", "precision") if key in trainer}
         counted[json.dumps(named)] += 1

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +91,7 @@ def cells(rows: list[Row], published: list[dict[str, Any]]) -> Iterator[Cell]:
     A row of a table appears once for each source of hyperparameters that was run. Runs with other changes of the
     command line than the hyperparameters are left out.
     """
-    plain = [row for row in rows if not re.sub(r"-?hparams=[^,]*,?", "", row.variant)]
+    plain = [row for row in rows if row.is_accuracy and not row.changes]
     for table in published:
         found = [cell for line in table["rows"] for cell in line_cells(plain, table, line)]
         if any(cell.ours for cell in found):
@@ -120,7 +119,7 @@ def line_cells(rows: list[Row], table: dict[str, Any], line: dict[str, Any]) -> 
 
 def number(row: Row) -> Number:
     """Mean and deviation over seeds, in percent."""
-    return Number(100 * row.accuracy, None if row.std_over_seeds is None else 100 * row.std_over_seeds)
+    return Number(100 * row.mean, None if row.std_over_seeds is None else 100 * row.std_over_seeds)
 
 
 def single(rows: list[Row]) -> Row | None:
@@ -128,9 +127,8 @@ def single(rows: list[Row]) -> Row | None:
     if len(rows) > 1:
         first, second = (row.results[0]["config"] | {"seed": None} for row in rows[:2])
         raise InputError(
-            f"{rows[0].experiment}, {rows[0].ablation}: the runs {rows[0].variant!r} and {rows[1].variant!r} differ in "
-            f"more than the seed ({'; '.join(differences(first, second)) or 'nothing: they are the same runs twice'}); "
-            f"choose one with stage.select"
+            f"{rows[0].experiment}, {rows[0].ablation}: {rows[0].folders[0]} and {rows[1].folders[0]} differ in more "
+            f"than the seed ({'; '.join(differences(first, second))}); choose one with stage.select"
         )
     return rows[0] if rows else None
 

@@ -3,13 +3,14 @@
 import logging
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
 from runner.files import write_text
 from runner.folder import run_folder
 from sweeps import page, paper_tables, table_pictures
-from sweeps.collect import collect, table
+from sweeps.collect import collect, read_results, tables
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,13 @@ def report(cfg: DictConfig) -> None:
 
 def write(runs: Path, select: str, folder: Path, needed: int) -> None:
     """Show and write them in ``folder``; ``needed`` seeds make a number of the paper's tables complete."""
-    rows = collect(runs, select)
+    found = read_results(runs, select)
+    rows = collect(found, HydraConfig.get().job.config.override_dirname.exclude_keys)
     cells = list(paper_tables.cells(rows, paper_tables.published()))
     console = Console()
-    if rows:
-        console.print(table(rows))
-    else:
+    for shown in tables(rows):
+        console.print(shown)
+    if not rows:
         log.warning("no finished run matches %s/%s/result.json; train one first", runs, select)
     for shown in paper_tables.terminal(cells, needed):
         console.print(shown)
@@ -37,5 +39,5 @@ def write(runs: Path, select: str, folder: Path, needed: int) -> None:
         write_text(folder / "tables.csv", paper_tables.as_csv(cells, needed))
         pictures = table_pictures.draw(cells, folder)
         log.info("wrote tables.md, tables.csv and %s in %s", ", ".join(path.name for path in pictures), folder)
-    write_text(folder / "index.html", page.render(runs, select, folder, rows, cells, needed))
+    write_text(folder / "index.html", page.render(runs, select, folder, found, rows, cells, needed))
     log.info("wrote %s: open it in a browser", folder / "index.html")

@@ -6,8 +6,9 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,34 @@ import optuna
 import pytorch_lightning as pl
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leo.run import meta_train
-from runner.config import search_path
-from runner.errors import InputError, MissingFileError
+from runner.config import key_paths, search_path
+from runner.errors import FolderInUseError, InputError, MissingFileError
 from runner.files import write_text
 from runner.folder import differences
+from runner.record import made_by
 from runner.training import RunCheckpoints
 from sweeps import pictures
-from sweeps.study import ERROR, SURPLUS, PlacedSampler, Progress, is_surplus, open_storage, place, progress, retry_dead
+from sweeps.space import holds, limits, space, suggest
+from sweeps.study import (
+    ERROR,
+    SURPLUS,
+    PlacedSampler,
+    Progress,
+    is_lost,
+    is_surplus,
+    open_storage,
+    place,
+    progress,
+    retry_dead,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +76,14 @@ def search(cfg: DictConfig) -> float:
     Returns when every trial is finished, those of other workers too. A trial whose process died is marked as failed
     once its heartbeat is stale, and run again in its folder, from its last checkpoint.
     """
-    settings = cfg.search
+    settings, drawn = cfg.search, dict(space(cfg.search.space))
+    check_space(cfg, drawn)
     queued = [values_of(cfg, source) for source in settings.enqueue]
-    trial_config(cfg, Path("trial"), dict.fromkeys(names(settings.space), 0.5))  # a misspelt key ends the search here
     study = open_study(cfg, queued)
+    started: list[Trial] = []
 
     def objective(trial: Trial) -> float:
+        started.append(trial)
         trials = study.get_trials(deepcopy=False)
         frozen = trials[trial.number]
         if is_surplus(frozen, trials, settings.n_trials):
@@ -73,10 +91,9 @@ def search(cfg: DictConfig) -> float:
             raise InputError(f"other workers have started all {settings.n_trials} trials")
         folder = Path(settings.folder) / f"trial-{place(frozen, trials):03d}"
         trial.set_user_attr("folder", str(folder))
-        values = {name: suggest(trial, name) for name, suggest in suggestions(settings.space)}
+        values = {name: suggest(trial, name, drawn_from) for name, drawn_from in drawn.items()}
         try:
-            run = get_method(settings.objective)
-            return float(run(trial_config(cfg, folder, values), callbacks=[ReportToTrial(trial)]))
+            return run_once_free(settings.objective, trial_config(cfg, folder, values), trial)
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
@@ -93,7 +110,13 @@ def search(cfg: DictConfig) -> float:
             raise InputError(too_many_failures(settings, state))
         if state.can_start:
             is_waiting = False
-            study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[log_trial(settings.n_trials)])
+            started.clear()
+            try:
+                study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[log_trial(settings.n_trials)])
+            except Exception:  # not of the objective: those are caught
+                if not started or not is_lost(study, started[-1].number):
+                    raise
+                log.info("this process was stopped for so long that trial %d went to another one", started[-1].number)
         elif state.running:
             if not is_waiting:
                 log.info("waiting for %d trials that run in other processes, or have died", len(state.running))
@@ -112,6 +135,42 @@ def search(cfg: DictConfig) -> float:
     return study.best_value
 
 
+def run_once_free(objective: str, cfg: DictConfig, trial: Trial) -> float:
+    """Run ``trial`` as soon as no other process holds its folder.
+
+    The first process of a trial that is run again may have been stopped, not killed: it ends the run when it goes on.
+    """
+    is_waiting = False
+    while True:
+        try:
+            return float(get_method(objective)(cfg, callbacks=[ReportToTrial(trial)]))
+        except FolderInUseError as error:
+            if not is_waiting:
+                log.info("%s; this worker waits", error)
+            is_waiting = True
+            time.sleep(POLL)
+
+
+def check_space(cfg: DictConfig, drawn: Iterable[str]) -> None:
+    """Raise where the space is empty, has a key that the configuration has not, or one that the command line sets."""
+    names = set(drawn)
+    if not names:
+        raise InputError("search.space is empty, so there is nothing to search; choose search/space=... or add ranges")
+    for name in names:
+        try:
+            trial_config(cfg, Path("trial"), {name: 0.5})
+        except OmegaConfBaseException as error:
+            close = get_close_matches(name, list(key_paths(cfg)), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"search.space: no configuration has the key {name}{hint}") from error
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        if override.key_or_group in names:
+            raise InputError(
+                f"{override.input_line} has no effect, because the search draws this value; leave it out, or take it "
+                f"out of the space with ~search.space.{override.key_or_group}"
+            )
+
+
 def write_best(cfg: DictConfig) -> None:
     """Write the best trial so far as a file of ``conf/hparams`` on top of the one that the search started from."""
     best, state = best_trial(cfg), progress(load_study(cfg), cfg.search.n_trials)
@@ -126,8 +185,26 @@ def write_best(cfg: DictConfig) -> None:
         f"# Trials: {len(state.complete)} complete, {len(state.pruned)} pruned, {len(state.failed)} failed.\n"
         f"defaults: [/hparams/{cfg.names.hparams}, _self_]\n"
     )
-    write_text(Path(cfg.search.best), text + OmegaConf.to_yaml(values))
-    log.info("wrote %s", cfg.search.best)
+    path = Path(cfg.search.best)
+    try:
+        write_text(path, text + OmegaConf.to_yaml(values))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); choose another file with search.best="
+        ) from error
+    log.info("wrote %s: %s", path, how_to_choose(path))
+
+
+def how_to_choose(path: Path) -> str:
+    """The override that chooses the file ``path`` of hyperparameters, where configurations are looked for."""
+    for source in HydraConfig.get().runtime.config_sources:
+        hparams = Path(source.path, "hparams").resolve()
+        if source.schema == "file" and path.resolve().is_relative_to(hparams):
+            return f"hparams={path.resolve().relative_to(hparams).with_suffix('').as_posix()}"
+    return (
+        "no configuration is looked for there; to choose it, name the folder that holds hparams/ in "
+        "hydra.searchpath=[file://FOLDER]"
+    )
 
 
 def train_best(cfg: DictConfig) -> float:
@@ -152,6 +229,7 @@ def open_study(cfg: DictConfig, queued: list[dict[str, Any]]) -> Study:
     recorded = study.user_attrs.get("config")
     if recorded is None:
         study.set_user_attr("config", config)
+        study.set_user_attr("overrides", made_by()["overrides"])
         recorded = config
     unlike = differences(recorded, config)
     if unlike:
@@ -211,34 +289,19 @@ def changed(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig
     return run
 
 
-def suggestions(space: DictConfig, prefix: str = "") -> Iterator[tuple[str, Callable[[Trial, str], Any]]]:
-    """The dotted key of each value to search, and the call that draws it for a trial."""
-    for key, node in space.items():
-        name = f"{prefix}{key!s}"
-        if "_target_" in node:
-            yield name, instantiate(node)
-        else:
-            yield from suggestions(node, f"{name}.")
-
-
-def names(space: DictConfig) -> list[str]:
-    """The dotted keys of the values to search."""
-    return [name for name, _ in suggestions(space)]
-
-
 def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
     """What ``conf/hparams/<source>/<experiment>.yaml`` says of the values to search; must lie within their ranges."""
     hydra = HydraConfig.get()
     file = f"{source}/{cfg.names.experiment}"
     kept = [override for override in hydra.overrides.task if not override.startswith(("hparams=", "search.enqueue="))]
     composed = compose(hydra.job.config_name, [*search_path(), *kept, f"hparams={file}"])
-    values = {name: OmegaConf.select(composed, name) for name in names(cfg.search.space)}
-    for name, value in values.items():
-        node = OmegaConf.select(cfg.search.space, name)
-        if "low" in node and not node.low <= value <= node.high:
+    values = {}
+    for name, drawn_from in space(cfg.search.space):
+        values[name] = OmegaConf.select(composed, name)
+        if not holds(drawn_from, values[name]):
             raise InputError(
-                f"search.enqueue: {name}={value} of hparams/{file}.yaml is outside {node.low} to {node.high}; "
-                f"change search.space.{name}.low or .high"
+                f"search.enqueue: {name}={values[name]} of hparams/{file}.yaml is outside {limits(drawn_from)}; "
+                f"change search.space.{name}"
             )
     return values
 

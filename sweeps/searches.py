@@ -1,21 +1,27 @@
 """The searches whose folders are found, as the page shows them."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweeps import commands
 from sweeps.chart import Chart, Line, Points, chart
+from sweeps.collect import key
 from sweeps.pictures import PLOTS
-from sweeps.study import Progress, literal, progress
+from sweeps.study import SURPLUS, Progress, is_retry, literal, progress
+
+log = logging.getLogger(__name__)
 
 
 class Search(NamedTuple):
@@ -41,16 +47,30 @@ class Search(NamedTuple):
         return [path for path in (self.folder / name for name in PLOTS) if path.exists()]
 
 
-def searches(runs: Path) -> Iterator[Search]:
-    """The studies that are files of folders in ``runs``; one on a server is not looked for."""
+def searches(runs: Path, unreadable: dict[Path, str]) -> Iterator[Search]:
+    """The studies that are files of folders in ``runs``; one on a server is not looked for.
+
+    Files that cannot be read are added to ``unreadable``, with the reason.
+    """
     for path in sorted([*runs.glob("*/study.db"), *runs.glob("*/study.journal")]):
-        with opened(path) as storage:
-            for name in optuna.get_all_study_names(storage):
-                study = optuna.load_study(study_name=name, storage=storage)
-                state = progress(study, len(study.trials))
-                best = study.best_trial if state.complete else None
-                charts = [chart for chart in (history(state), validations(state)) if chart is not None]
-                yield Search(name, path.parent, state, best, charts, command(study))
+        try:
+            found = list(in_file(path))
+        except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError, KeyError) as error:
+            unreadable[path] = str(error).partition("\n")[0] or type(error).__name__
+            log.warning("%s is left out: %s", path, unreadable[path])
+            continue
+        yield from found
+
+
+def in_file(path: Path) -> Iterator[Search]:
+    """The studies in one file."""
+    with opened(path) as storage:
+        for name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage)
+            state = progress(study, len(study.trials))
+            best = study.best_trial if state.complete else None
+            charts = [chart for chart in (history(state), validations(state)) if chart is not None]
+            yield Search(name, path.parent, state, best, charts, command(study))
 
 
 @contextmanager
@@ -103,19 +123,10 @@ def dot(kind: str, trial: FrozenTrial, value: float) -> Line:
 
 
 def command(study: Study) -> str | None:
-    """What starts the search again; None where the study's name, chosen by hand, does not say what was changed."""
-    config: dict[str, Any] | None = study.user_attrs.get("config")
-    if config is None or not study.study_name.startswith("search-"):
+    """What starts the search again, with all of its trials; None where an earlier version did not write it down."""
+    overrides: list[str] | None = study.user_attrs.get("overrides")
+    if overrides is None:
         return None
-    names, settings = config["names"], config["search"]
-    is_of_features = settings["objective"] != "leo.run.meta_train"
-    changed = study.study_name.partition(f"-seed{settings['seed']}")[2].strip("-")
-    return commands.train(
-        names["experiment"],
-        names["ablation"],
-        *(["stage=search_pretrain", f"data={config['data']['name']}"] if is_of_features else ["stage=search"]),
-        *commands.overrides(changed),
-        *([f"search.enqueue=[{','.join(settings['enqueue'])}]"] if settings["enqueue"] else []),
-        f"search.n_trials={len(study.trials)}",
-        f"search.seed={settings['seed']}",
-    )
+    rest = [override for override in overrides if key(override) not in ("search.n_trials", "search.worker")]
+    num_trials = sum(not is_retry(trial) and SURPLUS not in trial.user_attrs for trial in study.trials)
+    return commands.line(*rest, f"search.n_trials={num_trials}")

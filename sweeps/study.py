@@ -76,6 +76,12 @@ def is_surplus(trial: FrozenTrial, trials: list[FrozenTrial], num_trials: int) -
     return not is_retry(trial) and len(counted) >= num_trials
 
 
+def is_lost(study: Study, number: int) -> bool:
+    """Whether another process has declared the trial dead: failed, without the reason that its own process gives."""
+    trial = study.get_trials(deepcopy=False)[number]
+    return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs
+
+
 class PlacedSampler(BaseSampler):
     """Draws each trial from (seed, place) alone, whichever process runs it, and however often processes start.
 

@@ -21,6 +21,7 @@ from runner.errors import InputError
 from runner.files import whole_file
 from runner.folder import run_folder, write_json
 from runner.names import fingerprint, trained_file
+from runner.record import made_by
 from runner.terminal import shares_terminal
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def analyze(cfg: DictConfig) -> None:
                 summaries[name] = outcome.summary
             progress.advance(bar)
         seconds = time.perf_counter() - start
-        write_json(folder / "analysis.json", {**config, "seconds": seconds, "figures": summaries})
+        write_json(folder / "analysis.json", {**made_by(), **config, "seconds": seconds, "figures": summaries})
     log.info("%s holds %s, and analysis.json; %.0f s", folder, ", ".join(summaries), seconds)
 
 

@@ -80,9 +80,9 @@ def test_every_command_composes(composed, page, tmp_path):
         plain = [argument for argument in arguments if not argument.startswith(("-", "hparams=search/"))]
         for override in OverridesParser.create().parse_overrides(plain):
             if override.is_sweep_override():
-                plain[plain.index(override.input_line)] = (
-                    f"{override.key_or_group}={next(override.sweep_string_iterator())}"
-                )
+                is_interval = override.is_interval_sweep()  # of an optuna sweep: its lower end
+                first = override.value().start if is_interval else next(override.sweep_string_iterator())
+                plain[plain.index(override.input_line)] = f"{override.key_or_group}={first}"
         check_overrides(composed(*(argument.replace("FOLDER", str(tmp_path)) for argument in plain)))
 
 

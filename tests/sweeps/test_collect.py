@@ -1,20 +1,28 @@
-"""The table of results: seeds together, other differences apart, the two kinds of +- never mixed."""
+"""The table of results: seeds together, other differences separately, the two kinds of +- never mixed."""
 
 import json
 
 import pytest
 from rich.console import Console
 
-from sweeps.collect import collect, table
+from runner.record import group, scored
+from sweeps.collect import collect, read_results, tables
 
 
-def write(runs, folder, seed, accuracy, experiment="glyphs_1shot", ablation="none", hparams="manual/x", **config):
+def write(
+    runs, folder, seed, accuracy, experiment="glyphs_1shot", ablation="none", hparams="manual/x", more=(), **config
+):
+    """A result as a run writes it, of a command with the overrides ``more``."""
     path = runs / folder / "result.json"
     path.parent.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "names": {"experiment": experiment, "ablation": ablation, "hparams": hparams},
+        "model": {"learner": {"_target_": "leo.leo.LEO"}},
+        **config,
+    }
     result = {
-        "experiment": experiment,
-        "ablation": ablation,
-        "hparams": hparams,
+        **config["names"],
         "seed": seed,
         "num_way": 5,
         "num_shot": 1,
@@ -24,20 +32,31 @@ def write(runs, folder, seed, accuracy, experiment="glyphs_1shot", ablation="non
         "accuracy": accuracy,
         "interval95": 0.002 * (seed + 1),
         "seconds": {"train": 10.0, "test": 2.0},
-        "config": {"seed": seed, "model": {"learner": {"_target_": "leo.leo.LEO"}}, **config},
+        "config": config,
+        "stage": "meta",
+        "overrides": [f"experiment={experiment}", *more, f"seed={seed}"],
+        "group": group(config),
+        **scored("accuracy", accuracy),
+        "summary": f"test accuracy {accuracy}",
     }
     path.write_text(json.dumps(result))
+    return result
+
+
+def collected(runs, select="*"):
+    """The rows, where ``run_dir`` changes no result."""
+    return collect(read_results(runs, select), ["run_dir"])
 
 
 def test_seeds_are_averaged_and_intervals_kept_apart(tmp_path):
     for seed, accuracy in enumerate((0.70, 0.72, 0.74)):
         write(tmp_path, f"glyphs_1shot-none-seed{seed}", seed, accuracy)
-    (row,) = collect(tmp_path, "*")
-    assert row.accuracy == pytest.approx(0.72)
+    (row,) = collected(tmp_path)
+    assert row.mean == pytest.approx(0.72)
     assert row.std_over_seeds == pytest.approx(0.02)  # deviations -0.02, 0, 0.02; n - 1 = 2
     assert row.interval95 == pytest.approx(0.006)
     with Console(width=120, record=True) as console:
-        console.print(table([row]))
+        console.print(*tables([row]))
     text = console.export_text()
     assert "72.00" in text
     assert "2.00 (3)" in text
@@ -47,15 +66,38 @@ def test_seeds_are_averaged_and_intervals_kept_apart(tmp_path):
 def test_ablations_and_variants_are_rows_of_their_own(tmp_path):
     write(tmp_path, "glyphs_1shot-none-seed0", 0, 0.7)
     write(tmp_path, "glyphs_1shot-no_finetuning-seed0", 0, 0.6, ablation="no_finetuning")
-    write(tmp_path, "glyphs_1shot-none-seed0-num_way=9", 0, 0.5, num_way=9)
-    rows = collect(tmp_path, "*")
-    assert sorted(row.accuracy for row in rows) == [0.5, 0.6, 0.7]
+    write(tmp_path, "any name", 0, 0.5, more=["num_way=9", "run_dir=x"], num_way=9)
+    rows = collected(tmp_path)
+    assert sorted(row.mean for row in rows) == [0.5, 0.6, 0.7]
     assert all(row.std_over_seeds is None for row in rows)
-    assert [row.accuracy for row in collect(tmp_path, "*-no_finetuning-*")] == [0.6]
+    assert {row.mean: row.changes for row in rows}[0.5] == ["num_way=9"]
+    assert [row.mean for row in collected(tmp_path, "*-no_finetuning-*")] == [0.6]
 
 
 def test_seeds_with_other_settings_are_not_mixed(tmp_path):
     write(tmp_path, "glyphs_1shot-none-seed0", 0, 0.7, max_steps=100)
-    write(tmp_path, "glyphs_1shot-none-seed1", 1, 0.7, max_steps=200)
-    with pytest.raises(ValueError, match=r"differ in more than the seed \(max_steps: 100 -> 200\)"):
-        collect(tmp_path, "*")
+    write(tmp_path, "glyphs_1shot-none-seed1", 1, 0.8, max_steps=200)
+    assert [(row.mean, row.std_over_seeds) for row in collected(tmp_path)] == [(0.7, None), (0.8, None)]
+
+
+def test_folders_may_have_any_name_and_a_run_that_is_there_twice_counts_once(tmp_path, caplog):
+    for seed, folder in enumerate(("test-mine", "x-seed7-y", "z")):
+        write(tmp_path, folder, seed, 0.7 + 0.01 * seed)
+    write(tmp_path, "zz", 1, 0.71)
+    (row,) = collected(tmp_path)
+    assert [result["seed"] for result in row.results] == [0, 1, 2]
+    assert row.mean == pytest.approx(0.71)
+    assert "zz is left out" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[1]", "\x00"])
+def test_a_damaged_result_is_named_and_the_others_are_read(tmp_path, caplog, text):
+    write(tmp_path, "whole", 0, 0.7)
+    path = tmp_path / "broken/result.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    found = read_results(tmp_path, "*")
+    assert list(found.results) == [tmp_path / "whole"]
+    assert list(found.unreadable) == [tmp_path / "broken"]
+    assert f"{path} is left out" in caplog.text
+    assert len(collect(found, [])) == 1

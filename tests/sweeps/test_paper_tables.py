@@ -8,16 +8,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from sweeps import table_pictures
-from sweeps.collect import collect
 from sweeps.paper_tables import as_csv, cells, markdown, published
 from sweeps.report import report
 from tests.conftest import ROOT
-from tests.sweeps.test_collect import write
+from tests.sweeps.test_collect import collected, write
 
 
 def found(runs):
     """The cells by table, model, source and column."""
-    return {(cell.table, cell.model, cell.source, cell.column): cell for cell in cells(collect(runs, "*"), published())}
+    return {(cell.table, cell.model, cell.source, cell.column): cell for cell in cells(collected(runs), published())}
 
 
 def test_ours_stand_beside_the_papers_and_the_released_codes(tmp_path):
@@ -63,9 +62,10 @@ def test_differences_of_more_than_two_standard_deviations_are_marked(tmp_path, s
 
 def test_sources_of_hyperparameters_are_lines_of_their_own(tmp_path):
     write(tmp_path, "mini_1shot-none-seed0", 0, 0.6, "mini_1shot", hparams="paper/mini_1shot")
-    other = "mini_1shot-none-seed0-hparams=released_mini_1shot"
-    write(tmp_path, other, 0, 0.61, "mini_1shot", hparams="released/mini_1shot")
-    write(tmp_path, "mini_1shot-none-seed0-num_way=9", 0, 0.4, "mini_1shot", hparams="paper/mini_1shot")
+    released = {"hparams": "released/mini_1shot", "more": ["hparams=released/mini_1shot"]}
+    write(tmp_path, "other", 0, 0.61, "mini_1shot", **released)
+    nine = {"hparams": "paper/mini_1shot", "more": ["num_way=9"], "num_way": 9}
+    write(tmp_path, "nine", 0, 0.4, "mini_1shot", **nine)
     table = found(tmp_path)
     shown = {source: cell.ours.mean for (title, model, source, column), cell in table.items()
              if (title, model, column) == ("Table 2", "LEO (ours)", "mini_1shot")}  # fmt: skip
@@ -74,7 +74,7 @@ def test_sources_of_hyperparameters_are_lines_of_their_own(tmp_path):
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_one_number(tmp_path):
     write(tmp_path, "mini_1shot-none-seed0", 0, 0.6, "mini_1shot", max_steps=100)
-    write(tmp_path, "mini_1shot-none-seed1-hparams=manual_y", 1, 0.6, "mini_1shot", max_steps=200)
+    write(tmp_path, "mini_1shot-none-seed1", 1, 0.6, "mini_1shot", max_steps=200)
     with pytest.raises(ValueError, match=r"differ in more than the seed \(max_steps: 100 -> 200\); .*stage.select"):
         found(tmp_path)
 
@@ -92,7 +92,7 @@ def test_a_picture_shows_the_rows_that_were_run_with_their_deviations(tmp_path):
     """One column and one row here: mean 70 % and standard deviation 2 / sqrt 2 points of two seeds, 69 and 71 %."""
     write(tmp_path, "glyphs_1shot-none-seed0", 0, 0.69)
     write(tmp_path, "glyphs_1shot-none-seed1", 1, 0.71)
-    drawn = cells(collect(tmp_path, "*"), published())
+    drawn = cells(collected(tmp_path), published())
     (axis,) = table_pictures.picture("The rows of Table 2 on glyphs", list(drawn)).axes
     (bar,) = axis.containers
     assert bar.lines[0].get_xdata()[0] == pytest.approx(70)

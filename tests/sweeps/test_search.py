@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from leo.run import meta_train
-from sweeps.search import load_study, names, open_study, search, train_best, values_of, write_best
+from runner.errors import InputError
+from sweeps.search import load_study, open_study, search, train_best, values_of, write_best
 from sweeps.searches import searches
+from sweeps.space import space
 from sweeps.study import PlacedSampler, is_surplus, open_storage, place, progress
+from tests.conftest import ROOT
 from tests.test_commands import command
 
 pytestmark = pytest.mark.filterwarnings(
@@ -29,12 +33,12 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning",
 )
 
-RATE = "{_target_: optuna.trial.Trial.suggest_float, _partial_: true, low: 1e-4, high: 1e-2}"
+RATE = "'interval(1e-4, 1e-2)'"
 ONE_VALUE = [  # a search of the rate alone, three validations a trial
     "stage=search",
     "max_steps=30",
     "val.every=10",
-    "search.space=null",
+    "search/space=none",
     f"+search.space.model.optimizer.lr={RATE}",
 ]
 
@@ -69,8 +73,10 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
 
 
 def test_values_outside_the_ranges_are_not_queued(composed):
-    cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight.high=0.1")
-    with pytest.raises(ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside"):
+    cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight='interval(0, 0.1)'")
+    with pytest.raises(
+        ValueError, match=r"kl_weight=0.124171967 of hparams/paper/mini_1shot.yaml is outside 0.0 to 0.1"
+    ):
         values_of(cfg, "paper")
 
 
@@ -83,8 +89,9 @@ def test_values_outside_the_ranges_are_not_queued(composed):
 )  # fmt: skip
 def test_each_method_has_its_own_space_of_its_own_keys(composed, experiment):
     cfg = composed("stage=search", f"experiment={experiment}")
-    assert "model.optimizer.lr" in names(cfg.search.space)
-    assert all(OmegaConf.select(cfg, name) is not None for name in names(cfg.search.space))
+    names = dict(space(cfg.search.space))
+    assert "model.optimizer.lr" in names
+    assert all(OmegaConf.select(cfg, name) is not None for name in names)
 
 
 def test_more_trials_continue_a_search_with_the_same_draws(composed, overrides, tmp_path):
@@ -148,8 +155,7 @@ def test_pruned_trials_are_recorded_with_their_curve(composed, overrides):
 
 
 def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(composed, overrides):
-    choices = "{_target_: optuna.trial.Trial.suggest_categorical, _partial_: true, choices: [0.03, 1e30]}"
-    some = [*overrides, f"+search.space.model.learner.latent_lr={choices}", "search.n_trials=5"]
+    some = [*overrides, "+search.space.model.learner.latent_lr='choice(0.03, 1e30)'", "search.n_trials=5"]
     search(composed(*some))
     state = progress(load_study(composed(*some)), 5)
     assert state.num_finished == 5
@@ -160,9 +166,10 @@ def test_one_failing_configuration_does_not_end_the_search_but_too_many_do(compo
 
 
 def test_a_misspelt_name_in_the_space_ends_the_search_before_any_trial(composed, overrides, tmp_path):
-    space = "+search.space.model.optimizer.rate={_target_: optuna.trial.Trial.suggest_float, low: 0, high: 1}"
-    with pytest.raises(Exception, match="rate"):
-        search(composed(*overrides, space))
+    misspelt = "+search.space.model.optimizer.lrr='interval(0, 1)'"
+    message = r"search.space: no configuration has the key model.optimizer.lrr; did you mean model.optimizer.lr\?"
+    with pytest.raises(InputError, match=message):
+        search(composed(*overrides, misspelt))
     assert not list((tmp_path / "runs/study").glob("trial-*"))
 
 
@@ -182,6 +189,45 @@ def test_the_best_trial_becomes_a_file_that_trains_the_same_run(composed, overri
     stamp = (tmp_path / "run/result.json").stat().st_mtime_ns
     meta_train(chosen)
     assert (tmp_path / "run/result.json").stat().st_mtime_ns == stamp, "the run counts as finished"
+
+
+def test_the_best_trial_lands_where_configurations_are_read(composed, overrides, tmp_path, monkeypatch):
+    """Whatever the current folder is; a clone's own ``conf``, so that the test changes nothing of the project."""
+    monkeypatch.chdir(tmp_path)
+    best = composed("stage=search_best", "experiment=glyphs_5shot", "ablation=random_prior").search.best
+    assert Path(best) == ROOT / "conf/hparams/search/glyphs_5shot-random_prior.yaml"
+    shutil.copytree(ROOT / "conf", tmp_path / "clone/conf")
+    shutil.copy(ROOT / "train.py", tmp_path / "clone")
+    script = [sys.executable, tmp_path / "clone/train.py"]
+    words = [text for text in overrides if not text.startswith(("stage=", "search.best="))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def call(stage):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        words_of_stage = [*script, f"stage={stage}", "experiment=glyphs_1shot", *words, "search.n_trials=1"]
+        done = subprocess.run(
+            words_of_stage, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("search")
+    assert "hparams=search/glyphs_1shot-none" in call("search_best")
+    assert "study study," in (tmp_path / "clone/conf/hparams/search/glyphs_1shot-none.yaml").read_text()
+    assert not (tmp_path / "elsewhere/conf").exists()
+
+
+def test_a_file_of_the_best_trial_that_cannot_be_written_or_chosen_is_said(composed, overrides, tmp_path, caplog):
+    cfg = composed(*overrides, "search.n_trials=1")
+    search(cfg)
+    with caplog.at_level("INFO"):
+        write_best(cfg)
+    assert "toy.yaml: no configuration is looked for there; to choose it" in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"file/toy.yaml cannot be written \(.*\); choose another file with search.best="
+    ):
+        write_best(composed(*overrides, f"search.best={tmp_path}/file/toy.yaml"))
 
 
 def test_no_study_is_a_clear_error(composed, overrides):
@@ -215,7 +261,7 @@ def start(folder, *overrides):
 
 def finish(folder, *processes):
     """Wait for workers; they must succeed."""
-    codes = [process.wait(120) for process in processes]
+    codes = [process.wait(300) for process in processes]
     assert codes == [0] * len(codes), (folder / "output.txt").read_text()[-3000:]
 
 
@@ -242,6 +288,34 @@ def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path
     assert draws(study) == straight_draws(4)
     curves = [trial.intermediate_values.keys() for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert all(curve == set(range(10, 61, 10)) for curve in curves), "no validation is missing or doubled"
+
+
+def test_a_worker_that_was_stopped_for_long_and_goes_on_loses_nothing(composed, overrides, tmp_path):
+    """SIGSTOP past the grace period: another worker takes the trial, waits for its folder, and both end well."""
+    settings = [*overrides, *WORKER, f"dirs.runs={tmp_path / 'runs'}"]
+    stopped, output = start(tmp_path, *settings), tmp_path / "output.txt"
+    wait_until((tmp_path / "runs/study/trial-001/last.ckpt").exists, stopped, output)
+    stopped.send_signal(signal.SIGSTOP)
+    other = start(tmp_path, *settings, "search.worker=1")
+    wait_until(lambda: "trial-001 is in use by another process" in output.read_text(), other, output)
+    stopped.send_signal(signal.SIGCONT)
+    finish(tmp_path, stopped, other)
+    study = load_study(composed(*settings))
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("FAIL") == 1
+    assert states[1] == "FAIL"
+    assert states.count("COMPLETE") + states.count("PRUNED") == 4
+    assert draws(study) == straight_draws(4)
+    assert "was stopped for so long that trial 1 went to another one" in output.read_text()
+
+
+def wait_until(is_true, process, output):
+    """Wait for something that ``process`` does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not is_true():
+        assert process.poll() is None, output.read_text()[-3000:]
+        time.sleep(0.01)
+    assert is_true(), output.read_text()[-3000:]
 
 
 def two_workers(composed, settings, folder):

@@ -36,6 +36,7 @@ def test_five_seeds_leave_a_finished_run_alone(tmp_path, toy_overrides):
 def test_the_jobs_of_two_seeds_share_one_search(tmp_path, toy_overrides):
     needs("joblib")
     search = [*ONE_VALUE[1:], "search.n_trials=3", "search.name=study", "search.storage.heartbeat_interval=1"]
+    search.append(f"search.best={tmp_path}/conf/hparams/search/glyphs_1shot-none.yaml")
     runs = sweep(tmp_path, toy_overrides, *search, "stage=paper", "seed=0,1", "hydra/launcher=joblib")
     trials = sorted(path.name for path in (tmp_path / "runs/study").glob("trial-*"))
     assert trials == ["trial-000", "trial-001", "trial-002"]
