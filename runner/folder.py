@@ -9,9 +9,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.errors import InputError
-from runner.files import write_text
+from runner.files import writable, write_text
+
+CONFIG_REMEDY = "delete that file and give the command of this run again, which writes it anew"
 
 
 def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
@@ -37,12 +41,14 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     if not is_first_process():
         yield folder
         return
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held = FileLock(folder / ".lock", timeout=0).acquire()
+        with held:
             path = folder / "config.yaml"
             if path.exists():
-                changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
+                changed = differences(read_config(path), config)
                 if changed:
                     raise InputError(
                         f"{folder} holds a run with other settings ({'; '.join(changed)}); "
@@ -53,6 +59,17 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
             yield folder
     except Timeout:
         raise InputError(f"{folder} is in use by another process; wait for it or stop it") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration at ``path``, as ``run_folder`` wrote it."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({str(error).splitlines()[0]}); {CONFIG_REMEDY}") from error
+    if not isinstance(config, dict) or not config:
+        raise InputError(f"{path} is damaged (it holds no configuration); {CONFIG_REMEDY}")
+    return {str(key): value for key, value in config.items()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
