@@ -25,6 +25,7 @@ from runner.errors import InputError
 from runner.files import read_json, remove_partials, whole_file
 from runner.folder import differences, write_json
 from runner.terminal import shares_terminal
+from runner.trainer import new_trainer, silent_about_srun
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
@@ -183,7 +184,8 @@ def make_trainer(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
     for logger in loggers:
         logger.log_hyperparams(config)
-    trainer = partial_trainer(
+    trainer = new_trainer(
+        partial_trainer,
         callbacks=[*more_callbacks, *callbacks],
         logger=[CSVLog(folder), *loggers],
         max_steps=max_steps,
@@ -212,7 +214,8 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
             assert isinstance(csv_log, CSVLog)
             csv_log.keep_steps_before(first_step(folder, checkpoints.config))
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with silent_about_srun():
+                trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             sys.exit(143)
         if not trainer.is_global_zero:

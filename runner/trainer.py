@@ -1,0 +1,37 @@
+"""Lightning's trainer as the keys of ``trainer`` describe it, on one machine."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from runner.errors import InputError
+
+
+def new_trainer(partial_trainer: Callable[..., pl.Trainer], **settings: Any) -> pl.Trainer:
+    """The trainer. Raises where the keys of ``trainer``, which are the user's, make none on this machine.
+
+    It starts its processes itself: what SLURM or torchrun have left in the environment, or a command ``srun`` on the
+    PATH, changes nothing.
+    """
+    given = getattr(partial_trainer, "keywords", {}).get("plugins") or []
+    plugins = [LightningEnvironment(), *(given if isinstance(given, list) else [given])]
+    try:
+        return partial_trainer(**settings, plugins=plugins)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the keys of trainer make no trainer: {reason}; trainer=auto takes what this machine has"
+        ) from error
+
+
+@contextmanager
+def silent_about_srun() -> Iterator[None]:
+    """Within, Lightning does not ask why SLURM's ``srun`` is on the PATH and not used: nothing here needs it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        yield
