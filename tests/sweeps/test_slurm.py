@@ -139,7 +139,11 @@ def said(folder):
 
 
 def test_five_seeds_are_five_jobs(slurm, composed, toy_overrides, tmp_path):
-    settings = [*toy_overrides, *(f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs"))]
+    settings = [
+        *toy_overrides,
+        "model.learner.dropout=0",
+        *(f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs")),
+    ]
     assert submit(slurm, tmp_path, "sweep=five_seeds", *settings).wait(500) == 0, said(tmp_path)
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
     assert sorted(result["seed"] for result in results) == [0, 1, 2, 3, 4]
