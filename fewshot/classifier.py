@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
@@ -88,7 +88,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         return cls(load(Path(path), None if extractor is None else Path(extractor)), **parameters)
 
-    def fit(self, X: Any, y: ArrayLike | Iterator[Any]) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Adapt to the images or features ``X`` and their labels ``y``."""
         X, y = listed(X), list(y) if isinstance(y, Iterator) else y
         if are_images(X):

@@ -255,7 +255,9 @@ def test_two_machines_never_share_a_partial_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     names = {partial_path(path).name for _ in range(2)}
     monkeypatch.setattr("platform.node", lambda: "other")
-    names |= {partial_path(path).name for _ in range(2)}
+    others = {partial_path(path).name for _ in range(2)}
+    assert [".other." in name for name in (*names, *others)] == [False, False, True, True]
+    names |= others
     assert len(names) == 4
     assert all(name.startswith(".last.ckpt.") and name.endswith(".partial") for name in names)
     long = partial_path(tmp_path / ("ж" * 127)).name
