@@ -1,12 +1,14 @@
 """The classifier of one's own classes, with scikit-learn's conventions."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -44,7 +46,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     ``FewShotClassifier.load(path)`` gives one with its model. ``X`` is a list of images (paths, Pillow's images,
     arrays or tensors of pixels, as ``fewshot.images.pixels`` takes them), an array of images [n, H, W(, C)], or an
-    array of features [n, D]. Classes may have different numbers of examples, and need not be as many as in training.
+    array of features [n, D]. An iterator or a column of a pandas table serves as a list. Classes may have different
+    numbers of examples, and need not be as many as in training.
 
     Args:
         model: the trained pieces. None: nearest centroid by cosine, which needs no training, on features alone.
@@ -85,8 +88,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         return cls(load(Path(path), None if extractor is None else Path(extractor)), **parameters)
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Adapt to the images or features ``X`` and their labels ``y``."""
+        X, y = listed(X), list(y) if isinstance(y, Iterator) else y
         if are_images(X):
             check_consistent_length(X, y)
             y = column_or_1d(y, warn=True)
@@ -113,6 +117,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities [n, N], the columns as in ``classes_``."""
         check_is_fitted(self)
+        X = listed(X)
         if not are_images(X):
             X = validate_data(self, X, dtype=np.float32, reset=False)
         model, classifiers = self._model(self.n_features_in_), torch.from_numpy(self.classifiers_).to(self.device)
@@ -154,6 +159,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 for i in range(start, min(start + self.batch_size, len(X)))
             ]
             yield extractor(torch.stack(part).to(self.device))
+
+
+def listed(X: Any) -> Any:
+    """``X`` as a list where it is an iterator or a column of a table; raises where it is one image or nothing."""
+    is_pixels = isinstance(X, np.ndarray | Tensor) and X.ndim == 3 and X.shape[2] in (1, 3, 4)
+    if is_pixels or isinstance(X, str | bytes | os.PathLike | Image.Image):
+        what = f"an array of the shape {list(X.shape)}" if is_pixels else repr(X)
+        raise InputError(f"X is one image ({what}); give a list of images, also for one: [image]")
+    if hasattr(X, "iloc"):  # of pandas
+        column = X.iloc[:, 0] if X.ndim == 2 and X.shape[1] == 1 else X
+        values = list(column) if column.ndim == 1 else []
+        return values if are_images(values) else X
+    if isinstance(X, Iterator):
+        X = list(X)
+    if isinstance(X, list | tuple) and not X:
+        raise InputError("X is empty (a used iterator is, too); give a list of images, or an array of features [n, D]")
+    return X
 
 
 def probabilities(embedded: Tensor, classifiers: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The package of a trained model as a Hydra task, with its model card and a program for other runtimes."""
 
 import copy
-import json
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from fewshot.package import MANIFEST, write_manifest, write_pieces
 from leo.support import Support
 from runner.config import check_whole_numbers
 from runner.errors import InputError
-from runner.files import whole_folder, write_text
+from runner.files import read_json, whole_folder, write_text
 from runner.folder import run_folder
 from runner.names import identity
 
@@ -84,8 +83,9 @@ def matching_result(path: Path, model: Model) -> dict[str, Any] | None:
     """What the run of the checkpoint found on its test tasks, where that stands beside it."""
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    keys = ("experiment", "ablation", "seed", "data", "num_way", "num_shot", "num_tasks", "accuracy", "interval95")
+    remedy = "delete it and give the command of its run again, which tests again; or move it away for a package without"
+    result = read_json(path, ("config", *keys), remedy)
     if result["config"]["model"]["learner"] != model.config["learner"]:
         return None
-    keys = ("experiment", "ablation", "seed", "data", "num_way", "num_shot", "num_tasks", "accuracy", "interval95")
     return {key: result[key] for key in keys} | {"train_splits": result["config"]["train_splits"]}

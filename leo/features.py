@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from runner.errors import InputError, MissingFileError
 
 FORMAT = "leo-features-1"
+ORIGIN = ("data", "extractor", "layer", "crop", "checkpoint")  # in the metadata of a file
 NORMALIZATIONS = ("l2", "standardize")
 
 
@@ -56,17 +57,25 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise InputError(
-            f"feature file {path} is truncated or not a safetensors file ({error}); export it again"
+            f"feature file {path} is truncated or not a safetensors file ({error}); delete it and export it again: "
+            f"`python train.py stage=pretrain` with the same data, backbone and features"
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a feature file: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
             f"export it with `python train.py stage=pretrain`"
         )
+    missing = [key for key in ("split", "class_names", "config", *ORIGIN) if key not in metadata]
+    missing += [name for name in ("features", "offsets") if name not in tensors]
+    if missing:
+        raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}; delete it and export it again")
     if metadata["split"] != split:
         raise InputError(f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?")
     features, offsets = tensors["features"], tensors["offsets"]
-    class_names = json.loads(metadata["class_names"])
+    try:
+        class_names, config = json.loads(metadata["class_names"]), json.loads(metadata["config"])
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and export it again") from error
     if features.dtype != torch.float32 or features.ndim != 2 or offsets.dtype != torch.int64 or offsets.ndim != 1:
         raise InputError(
             f"{path} holds features {features.dtype} {list(features.shape)} and offsets {offsets.dtype} "
@@ -90,8 +99,8 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             f"{path} has NaN or infinite features in {int((~finite).sum())} of {len(features)} images, first in "
             f"image {row} (class {name!r}); export it again from a sound extractor"
         )
-    origin = {key: metadata[key] for key in ("data", "extractor", "layer", "crop", "checkpoint")}
-    return FeatureTable(features, offsets, class_names, origin | {"config": json.loads(metadata["config"])})
+    origin = {key: metadata[key] for key in ORIGIN}
+    return FeatureTable(features, offsets, class_names, origin | {"config": config})
 
 
 def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, FeatureTable]:

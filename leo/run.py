@@ -1,9 +1,7 @@
 """Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on tasks, test its best checkpoint."""
 
-import json
 import logging
 import math
-import pickle
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +19,10 @@ from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
+from runner.checkpoints import load_checkpoint
 from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError, MissingFileError
-from runner.files import sha256
+from runner.files import read_json, sha256
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
@@ -84,9 +83,10 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         config["start"] = start_from(module, trained_file(Path(cfg.checkpoint)), cfg)
     if is_trained and cfg.max_steps < cfg.val.every:
         raise InputError(f"max_steps={cfg.max_steps} ends before the first validation, after val.every={cfg.val.every}")
-    with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
+    with run_folder(folder, config), open_loggers(cfg.logger, folder) as loggers:
         if (folder / "result.json").exists():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            remedy = "delete it: the same command tests again"
+            result = read_json(folder / "result.json", (problem.score, f"val_{problem.score}"), remedy)
             log.info("%s is finished: %s; delete the folder to repeat it", folder, problem.summary(result))
             return float(result[f"val_{problem.score}"])
         keep_freed_memory()
@@ -312,12 +312,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint at ``path``, with the ``config`` of its run."""
     if not path.is_file():
         raise MissingFileError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"{path} is not a checkpoint of this project, or is damaged: {str(error).splitlines()[0]}"
-        ) from error
+    checkpoint = load_checkpoint(path, "give another one, or delete its run folder and train again")
     names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
     if not any(name.startswith("learner.") for name in names):
         raise InputError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")

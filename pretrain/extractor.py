@@ -1,6 +1,5 @@
 """The extractor of stage 1 in use: from images of any origin to the features that one layer gives of them."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from pretrain.augment import Crop, to_float
 from pretrain.store import read_split
 from pretrain.wide_resnet import WideResNet
+from runner.checkpoints import load_checkpoint
 from runner.errors import InputError, MissingFileError
 from runner.files import sha256
 
@@ -79,11 +79,10 @@ def read_extractor(path: Path, origin: Mapping[str, str]) -> Extractor:
             f"learner's features come from {origin['checkpoint'][:12]}... ({origin['extractor']} trained on "
             f"{origin['data']}); give that one, or train the learner on features of this one"
         )
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        config, weights = checkpoint["config"], checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"{path} is not a checkpoint of stage 1, or is damaged: {error}") from error
+    checkpoint = load_checkpoint(path, "give the best.ckpt of a run of stage 1")
+    if not {"config", "state_dict"} <= set(checkpoint):
+        raise InputError(f"{path} is not a checkpoint of stage 1; give the best.ckpt of one of its runs")
+    config, weights = checkpoint["config"], checkpoint["state_dict"]
     if "_target_" in config["backbone"]:
         raise InputError(
             f"extractor {path} is a {config['backbone']['_target_']}, a network of your own, which is not built from a "

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pretrain import contact_sheet
@@ -21,9 +20,10 @@ from pretrain.export import Origin, export
 from pretrain.module import Pretraining
 from pretrain.store import SPLITS, ImageStore, read_split
 from pretrain.wide_resnet import WideResNet
+from runner.checkpoints import load_checkpoint
 from runner.config import without_paths
 from runner.errors import InputError
-from runner.files import sha256
+from runner.files import read_json, sha256
 from runner.folder import differences, run_folder, taking_turns, write_json
 from runner.loggers import open_loggers
 from runner.names import cut
@@ -53,8 +53,13 @@ def ensure_features(cfg: DictConfig) -> None:
                 log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
                 pretrain(cfg)
                 return
-    with safe_open(paths[0], framework="pt") as file:
-        recorded = json.loads((file.metadata() or {}).get("config", "{}"))
+    try:
+        with safe_open(paths[0], framework="pt") as file:
+            recorded = json.loads((file.metadata() or {}).get("config", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"feature file {paths[0]} is damaged ({error}); delete it: the same command makes it again"
+        ) from error
     changed = differences(recorded, stage_config(cfg))
     if changed:
         raise InputError(
@@ -76,11 +81,12 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
     folder = Path(cfg.dirs.runs, recipe.run)
-    with run_folder(folder, config), open_loggers(cfg.logger) as loggers:
+    with run_folder(folder, config), open_loggers(cfg.logger, folder) as loggers:
         if (folder / "result.json").exists() and folders_complete(cfg):
-            result = OmegaConf.load(folder / "result.json")
-            log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * result.val_accuracy)
-            return float(result.val_accuracy)
+            remedy = "delete it: the same command makes it again"
+            accuracy = float(read_json(folder / "result.json", ("val_accuracy",), remedy)["val_accuracy"])
+            log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * accuracy)
+            return accuracy
         if is_first_process():
             contact_sheet.draw(stores[0], folder / "contact_sheet.png", num_classes=12, num_images=12)
         pl.seed_everything(recipe.seed, verbose=False)
@@ -110,8 +116,8 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             more_callbacks=callbacks,
         )
         outcome = train(trainer, module, data, folder)
-        weights = torch.load(outcome.checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-        module.load_state_dict(weights)
+        remedy = f"delete {folder} and train again"
+        module.load_state_dict(load_checkpoint(outcome.checkpoint, remedy)["state_dict"])
         module.to(trainer.strategy.root_device)
         views = crop.multiview() if multiview else [crop]
         export(

@@ -1,6 +1,7 @@
 """The log that every run keeps: a CSV file that a resumed run continues."""
 
 import csv
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers.logger import Logger
 
-from runner.files import whole_file
+from runner.files import whole_file, writable
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "name", "value")
 
@@ -38,7 +41,7 @@ class CSVLog(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append ``metrics``."""
         is_new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writable(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(COLUMNS)
@@ -49,13 +52,27 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def keep_steps_before(self, step: int) -> None:
-        """Drop what was logged after the checkpoint that a run resumes from."""
+        """Drop what was logged after the checkpoint that a run resumes from, and what was damaged."""
         if not self.path.exists():
             return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
+        # A kill or a full disk can leave half a line at the end, a loss of power other bytes.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]
+        rows = [row for row in map(whole_row, lines) if row is not None]
+        if len(rows) < len(lines) - 1:
+            log.warning(
+                "%s is damaged: %d of its rows cannot be read and are dropped", self.path, len(lines) - len(rows)
+            )
         with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            # A kill in the middle of a write can leave half a row at the end.
-            writer.writerows(row for row in rows if len(row) == len(COLUMNS) and int(row[0]) < step)
+            writer.writerows(row for row in rows if int(row[0]) < step)
+
+
+def whole_row(line: str) -> list[str] | None:
+    """The fields of a line of the log: step, name, value. None where it is damaged."""
+    try:
+        step, _, value = row = next(csv.reader([line]))
+        int(step), float(value)
+    except (ValueError, csv.Error):
+        return None
+    return row if line.endswith("\n") else None

@@ -11,12 +11,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.errors import FolderInUseError, InputError
-from runner.files import write_text
+from runner.files import writable, write_text
 from runner.process import is_first_process
 
 log = logging.getLogger(__name__)
+
+CONFIG_REMEDY = "delete that file and give the command of this run again, which writes it anew"
 
 
 def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
@@ -31,10 +35,11 @@ def differences(recorded: Any, requested: Any, prefix: str = "") -> list[str]:
 @contextmanager
 def taking_turns(lock: Path, what: str) -> Iterator[None]:
     """Hold the file ``lock`` while ``what`` is made; where another process holds it, wait, and say for what."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        with writable(lock.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire(timeout=0)
     except Timeout:
         log.info("waiting for another process that makes %s (it holds %s)", what, lock)
         held.acquire()
@@ -54,13 +59,14 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     if not is_first_process():
         yield folder
         return
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, path = folder / ".lock", folder / "config.yaml"
+    is_new, lock, path = not folder.exists(), folder / ".lock", folder / "config.yaml"
     try:
-        with FileLock(lock, timeout=0):
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held = FileLock(lock, timeout=0).acquire()
+        with held:
             if path.exists():
-                changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
+                changed = differences(read_config(path), config)
                 if changed:
                     raise InputError(
                         f"{folder} holds a run with other settings ({'; '.join(changed)}); "
@@ -84,6 +90,17 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration at ``path``, as ``run_folder`` wrote it."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({str(error).splitlines()[0]}); {CONFIG_REMEDY}") from error
+    if not isinstance(config, dict) or not config:
+        raise InputError(f"{path} is damaged (it holds no configuration); {CONFIG_REMEDY}")
+    return {str(key): value for key, value in config.items()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

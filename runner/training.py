@@ -1,6 +1,5 @@
 """One training, resumable: checkpoints, early stopping, progress, signals. Both stages train through it."""
 
-import json
 import logging
 import os
 import signal
@@ -15,16 +14,16 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from runner.checkpoints import DirectCheckpointIO, load_checkpoint
 from runner.csv_log import CSVLog
 from runner.errors import InputError
-from runner.files import whole_file
-from runner.folder import write_json
+from runner.files import read_json, remove_partials, whole_file
+from runner.folder import differences, write_json
 from runner.terminal import shares_terminal
 from runner.trainer import new_trainer, silent_about_srun
 
@@ -71,6 +70,8 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
+        # Killed after its last checkpoint: early stopping had ended it.
+        trainer.should_stop |= any(has_lost_patience(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, partial(end_at_once, trainer))
 
@@ -142,6 +143,11 @@ class RunProgressBar(RichProgressBar):
         return metrics
 
 
+def has_lost_patience(callback: pl.Callback) -> bool:
+    """Whether ``callback`` has ended the training already."""
+    return isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience
+
+
 class ValidationLines(pl.Callback):
     """A line for each validation, where a bar would be drawn over by those of other processes."""
 
@@ -179,7 +185,7 @@ def make_trainer(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False))
     for logger in loggers:
         logger.log_hyperparams(config)
-    return new_trainer(
+    trainer = new_trainer(
         partial_trainer,
         callbacks=[*more_callbacks, *callbacks],
         logger=[CSVLog(folder), *loggers],
@@ -192,6 +198,8 @@ def make_trainer(
         enable_progress_bar=not shares_terminal(),
         enable_checkpointing=True,
     )
+    trainer.strategy.checkpoint_io = DirectCheckpointIO()
+    return trainer
 
 
 def train(
@@ -206,13 +214,14 @@ def train(
     A training that has ended is not run again: its outcome is read from ``trained.json``. ``totals`` is asked at the
     end.
     """
-    done, last = folder / "trained.json", folder / "last.ckpt"
+    done, last, checkpoints = folder / "trained.json", folder / "last.ckpt", trainer.checkpoint_callback
+    assert isinstance(checkpoints, RunCheckpoints)
     if not done.exists():
-        if last.exists():
-            step = torch.load(last, weights_only=True, map_location="cpu")["global_step"]
+        if trainer.is_global_zero:
+            remove_partials(folder)
             csv_log = trainer.loggers[0]
             assert isinstance(csv_log, CSVLog)
-            csv_log.keep_steps_before(step)
+            csv_log.keep_steps_before(first_step(folder, checkpoints.config))
         try:
             with silent_about_srun():
                 trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -220,8 +229,6 @@ def train(
             sys.exit(143)
         if not trainer.is_global_zero:
             sys.exit()  # what comes after training is for one process
-        checkpoints = trainer.checkpoint_callback
-        assert isinstance(checkpoints, RunCheckpoints)
         if not (folder / "best.ckpt").exists():
             raise InputError(f"{folder}: no validation had a finite {checkpoints.monitor}, so there is no best.ckpt")
         write_json(
@@ -233,4 +240,25 @@ def train(
                 "totals": totals(),
             },
         )
-    return Trained(folder / "best.ckpt", **json.loads(done.read_text(encoding="utf-8")))
+    remedy = "delete it: the same command makes it again"
+    return Trained(folder / "best.ckpt", **read_json(done, ("score", "num_steps", "seconds"), remedy))
+
+
+def first_step(folder: Path, config: dict[str, Any]) -> int:
+    """The update from which the run in ``folder`` goes on, after a check of what it goes on from."""
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    if not last.exists():
+        return 0
+    start_again = f"delete {last}: the same command then starts from the first update"
+    remedy = f"put {best} in its place to go on from there, or {start_again}" if best.exists() else start_again
+    checkpoint = load_checkpoint(last, remedy)
+    if "global_step" not in checkpoint:
+        raise InputError(f"{last} is not a checkpoint of a training; {remedy}")
+    changed = differences(checkpoint.get("config", config), config)
+    if changed:
+        raise InputError(f"{last} belongs to a run with other settings ({'; '.join(changed)}); {start_again}")
+    if best.exists():
+        load_checkpoint(best, start_again)
+    elif checkpoint["callbacks"]["RunCheckpoints"]["best_score"] > float("-inf"):
+        raise InputError(f"{best}, which {last} builds on, is missing; {start_again}")
+    return int(checkpoint["global_step"])

@@ -61,12 +61,17 @@ def composing(folder):
 @pytest.fixture
 def toy_overrides(tmp_path):
     """Overrides for a small LEO that trains in a second on toy features in ``tmp_path / "toy"``."""
+    return toy(tmp_path)
+
+
+def toy(folder):
+    """Toy features in ``folder / "toy"``, and overrides for a small LEO on them."""
     from tests.leo.tables import write_splits
 
-    write_splits(tmp_path / "toy")
+    write_splits(folder / "toy")
     return [
         "data.source=null",
-        f"features.folder={tmp_path / 'toy'}",
+        f"features.folder={folder / 'toy'}",
         "num_way=3",
         "num_query=4",
         "tasks_per_batch=4",

@@ -113,6 +113,54 @@ def test_every_kind_of_image_is_the_same(world, trained, tmp_path):
     np.testing.assert_allclose(small_batches.predict_proba(QUERIES), expected, rtol=1e-4)
 
 
+def test_one_image_or_nothing_is_refused(trained, tmp_path):
+    classifier, path = clone(trained).fit(IMAGES, LABELS), tmp_path / "a.jpg"
+    IMAGES[0].save(path)
+    array = np.asarray(IMAGES[0])
+    grey = array[:, :, :1]
+    for one in (str(path), path, IMAGES[0], array, grey, torch.from_numpy(array)):
+        for call in (classifier.predict, classifier.predict_proba, lambda X: classifier.fit(X, LABELS)):
+            with pytest.raises(ValueError, match=r"X is one image .*; give a list of images, also for one: \[image\]"):
+                call(one)
+    assert list(classifier.predict([path])) == list(classifier.predict([str(path)]))
+    for nothing in ([], (), iter([])):
+        for call in (classifier.predict, lambda X: classifier.fit(X, LABELS)):
+            with pytest.raises(ValueError, match="X is empty .*; give a list of images"):
+                call(nothing)
+
+
+def test_iterators_and_columns_of_tables_are_lists(world, trained):
+    folder = world / "stripes" / "test"
+    paths = sorted(folder.glob("*/*.png"))
+    labels = [path.parent.name for path in paths]
+    expected = clone(trained).fit(paths, labels).predict_proba(paths)
+    in_order = [path.parent.name for path in folder.glob("*/*.png")]
+    fitted = clone(trained).fit(folder.glob("*/*.png"), iter(in_order))
+    np.testing.assert_allclose(fitted.predict_proba(iter(paths)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        clone(trained).fit(tuple(paths), tuple(labels)).predict_proba(map(str, paths)), expected, rtol=1e-5
+    )
+    assert fitted.score((path for path in paths), labels) == fitted.score(paths, labels)
+
+
+def test_tables_of_pandas(world, trained):
+    pandas = pytest.importorskip("pandas")
+    paths = sorted((world / "stripes" / "test").glob("*/*.png"))
+    table = pandas.DataFrame({"path": paths, "text": map(str, paths), "label": [path.parent.name for path in paths]})
+    expected = clone(trained).fit(paths, list(table.label)).predict_proba(paths)
+    shuffled = table.sample(frac=1, random_state=0)  # its index no longer counts from 0
+    for column in ("path", "text", ["path"], ["text"]):
+        fitted = clone(trained).fit(shuffled[column], shuffled.label)
+        np.testing.assert_allclose(fitted.predict_proba(table[column]), expected, rtol=1e-5)
+        assert list(fitted.predict(table[column])) == list(fitted.classes_[expected.argmax(1)])
+    features = torch.cat(list(trained._features(paths, trained.model))).numpy()
+    numbers = pandas.DataFrame(features, columns=[f"f{i}" for i in range(features.shape[1])])
+    fitted = clone(trained).fit(numbers, table.label)
+    np.testing.assert_allclose(fitted.predict_proba(numbers), expected, rtol=1e-5)
+    narrow = FewShotClassifier().fit(numbers[["f0"]], table.label)
+    assert narrow.n_features_in_ == 1
+
+
 def test_it_learns_and_scores(world, trained):
     trained.fit(IMAGES, LABELS)
     truth = [f"class {label}" for label in SHOTS for _ in range(2)]

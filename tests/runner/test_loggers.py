@@ -5,10 +5,12 @@ import struct
 import time
 
 import pytest
+import pytorch_lightning as pl
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from leo.run import meta_train
+from runner.loggers import shortened
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The number of training batches:UserWarning", "ignore:.*does not have many workers:UserWarning"
@@ -19,8 +21,13 @@ BLOCK, HEADER = 32768, 7  # of the log files of LevelDB, whose format W&B uses
 
 
 def records(folder):
-    """All records of the one offline run in ``folder``, once its end is on disk: W&B writes in a process of its own."""
+    """All records of the one offline run in ``folder``."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return records_of(path)
+
+
+def records_of(path):
+    """All records of the file at ``path``, once its end is on disk: W&B writes in a process of its own."""
     for _ in range(300):
         found = parse(path)
         if any(record.HasField("exit") for record in found):
@@ -75,3 +82,42 @@ def test_two_runs_of_one_process_are_two_runs_though_the_first_fails(tmp_path, c
         for name in ("fails", "run")
     ]
     assert codes == [[1], [0]]
+
+
+class Stop(pl.Callback):
+    """Ends a run after its first checkpoint, as a kill does."""
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step > 20:
+            raise InterruptedError
+
+
+def test_a_run_that_goes_on_is_the_same_wandb_run_with_names_that_wandb_takes(
+    tmp_path, composed, toy_overrides, monkeypatch
+):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = tmp_path / ("long" * 40) / "run"
+    overrides = [*toy_overrides, "logger=wandb", f"run_dir={folder}", f"names.hparams=search/{'x' * 90}"]
+    with pytest.raises(InterruptedError):
+        meta_train(composed(*overrides), callbacks=[Stop()])
+    time.sleep(1.1)  # W&B names its folders by the second
+    meta_train(composed(*overrides))
+    kept = (folder / "wandb_id.txt").read_text().strip()
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [path.name for path in files] == [f"run-{kept}.wandb"] * 2
+    for path in files:
+        run = next(record.run for record in records_of(path) if record.HasField("run"))
+        assert run.run_id == kept
+        assert len(run.display_name) == 128
+        assert "long/run-" in run.display_name
+        assert sorted(map(len, run.tags)) == [4, 64]
+    meta_train(composed(*overrides, "logger.wandb.id=mine", f"run_dir={tmp_path / 'other'}"))
+    assert list((tmp_path / "other").glob("wandb/offline-run-*-mine"))
+    assert not (tmp_path / "other" / "wandb_id.txt").exists()
+
+
+def test_names_that_are_cut_end_in_a_digest_of_the_whole():
+    assert shortened("a" * 64, 64) == "a" * 64
+    one, two = shortened("b" + "a" * 64, 64), shortened("c" + "a" * 64, 64)
+    assert len(one) == len(two) == 64
+    assert one != two

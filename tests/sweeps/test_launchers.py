@@ -55,5 +55,5 @@ def test_the_slurm_launcher_composes(composed):
 
 def test_the_ray_launcher_composes(composed):
     needs("ray")
-    launcher = compose("train", ["hydra/launcher=ray_cluster"], return_hydra_config=True).hydra.launcher
-    assert (launcher.ray.init.address, launcher.ray.remote.num_cpus) == ("auto", 1)
+    launcher = compose("train", ["hydra/launcher=ray_cluster", "threads=2"], return_hydra_config=True).hydra.launcher
+    assert (launcher.ray.init.address, launcher.ray.remote.num_cpus) == ("auto", 2)
