@@ -88,7 +88,7 @@ def test_both_sides_are_resized_at_once_and_a_fitting_image_is_left_alone():
     [
         (b"", r"image birds/a.png is empty \(0 bytes\); replace it and start again"),
         (b"GIF89a?", "image birds/a.png is truncated or damaged|is not an image"),
-        (b"<html>", "image birds/a.png is not an image; replace it"),
+        (b"<html>", "image birds/a.png is not an image: it is a web page; replace it"),
         (
             encoded(Image.effect_noise((64, 64), 50))[:-200],
             r"image birds/a.png is truncated or damaged \(.*\); replace",
