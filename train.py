@@ -17,6 +17,9 @@ from runner.errors import InputError
 # What the command line changes becomes part of the run folder's name.
 OmegaConf.register_new_resolver("variant", lambda overrides: overrides and "-" + overrides.replace("/", "_")[:150])
 
+# The runs of experiments of your own data have its name anyway.
+OmegaConf.register_new_resolver("named_by", lambda experiment: "data.name" if experiment.startswith("own_") else "")
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
