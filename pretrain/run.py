@@ -132,6 +132,7 @@ def check_tasks(cfg: DictConfig, sizes: Mapping[str, Mapping[str, int]]) -> None
                 f"num_way={cfg.num_way} exceeds the {len(classes)} classes of the {split} split of {cfg.data.name} "
                 f"({sum(map(len, sizes.values()))} classes in all); lower num_way, add classes{more}"
             )
+    for split, classes in sizes.items():
         name, smallest = min(classes.items(), key=itemgetter(1))
         needed = cfg.num_shot + (cfg.num_query if split in cfg.train_splits else 1)  # else all that remain are queries
         if smallest < needed:

@@ -104,7 +104,9 @@ def _kind(head: bytes) -> str:
         return ": it is HEIC, which needs the extra \"heic\" (pip install -e '.[heic]', or pip install pillow-heif)"
     if brand:
         return (
-            ": it is AVIF, which this Pillow does not read" if brand == b"avif" else ": it is a film (MP4, QuickTime)"
+            ": it is AVIF, damaged or not read by this Pillow"
+            if brand == b"avif"
+            else ": it is a film (MP4, QuickTime)"
         )
     start = head if head[:4] != b"RIFF" else head[8:12]
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
