@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -140,6 +141,22 @@ def test_what_was_made_before_fingerprints_is_used(here, command):
     origin = json.loads((here / "runs/two/result.json").read_text())["config"]["features_origin"]
     assert origin["images"] is None
     assert command("stage=test", "checkpoint=runs/one/best.ckpt", *OWN) == ""
+
+
+def test_a_search_does_not_go_on_with_other_features(here, command):
+    """The trials of the study that is there were trained on features that have since been made anew."""
+    search = ["stage=search", *OWN, "search.n_trials=1", "search.space=null"]
+    search += [
+        "+search.space.model.optimizer.lr={_target_: optuna.trial.Trial.suggest_float, _partial_: true, "
+        "low: 1e-4, high: 1e-3}",
+    ]
+    assert command(*search) == ""
+    for folder in ("images", "features", "runs/pretrain-birds-wrn_10_2-seed0"):
+        shutil.rmtree(here / folder)
+    assert command("stage=pretrain", *OWN, "data.source.path=cars") == ""
+    assert re.search(
+        r"was started with other settings \(inputs.images: \w{64} -> \w{64}; inputs.checkpoint", command(*search)
+    )
 
 
 @pytest.mark.parametrize("stage", ["test", "analyze"])
