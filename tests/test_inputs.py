@@ -81,7 +81,7 @@ def test_cars_never_get_the_accuracy_of_birds(here, command, stage):
     assert "cars is not what images/birds was made of: 28 file(s) changed: " in said
     assert "Delete images/birds and what was made of it" in said
     assert "another data.name" in said
-    assert not list((here / "runs/two").glob("*"))
+    assert not (here / "runs/two/config.yaml").exists()
 
 
 def test_the_chain_is_recorded_from_images_to_result(here):
@@ -154,9 +154,9 @@ def test_a_search_does_not_go_on_with_other_features(here, command):
     for folder in ("images", "features", "runs/pretrain-birds-wrn_10_2-seed0"):
         shutil.rmtree(here / folder)
     assert command("stage=pretrain", *OWN, "data.source.path=cars") == ""
-    assert re.search(
-        r"was started with other settings \(inputs.images: \w{64} -> \w{64}; inputs.checkpoint", command(*search)
-    )
+    said = command(*search)
+    assert "was started with other settings (inputs." in said
+    assert re.search(r"inputs.images: \w{64} -> \w{64}", said)
 
 
 @pytest.mark.parametrize("stage", ["test", "analyze"])
