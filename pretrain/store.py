@@ -32,8 +32,10 @@ class ImageStore(NamedTuple):
     split: str  # one of SPLITS
     data: str  # name of the data set
     source: dict[str, Any]  # the settings that made it
-    files: str | None  # digest of the files that it was made of (pretrain.fingerprint); None: of none, or not recorded
-    fingerprint: str | None  # SHA-256 of classes and images; None in a store made before it was recorded
+    files: str | None = (
+        None  # digest of the files that it was made of (pretrain.fingerprint); None: of none, or not recorded
+    )
+    fingerprint: str | None = None  # SHA-256 of classes and images; None in a store made before it was recorded
 
     @property
     def labels(self) -> Tensor:

@@ -63,6 +63,7 @@ def test_files_of_several_layers_and_splits(tmp_path: Path) -> None:
                 "format": "leo-features-1",
                 "split": store.split,
                 "data": "noise",
+                "images": "f00d",
                 "class_names": json.dumps(store.class_names),
                 "layer": str(layer),
                 "extractor": "WRN-10-1",
