@@ -24,7 +24,7 @@ from leo.features import load_splits
 from leo.leo import LEO, Noise
 from leo.prototypes import NearestCentroid
 from leo.run import read_checkpoint
-from pretrain.store import read_split
+from pretrain.store import SPLITS, images_fingerprint, read_split
 
 settings = OmegaConf.create(
     {
@@ -54,6 +54,12 @@ if not hasattr(sys, "ps1"):
 config = read_checkpoint(checkpoint)["config"]
 num_way, num_shot = config["num_way"], config["num_shot"]
 tables, store = load_splits(Path(settings.features)), read_split(Path(settings.images), "test")
+expected, found = (
+    tables["test"].origin["images"],
+    images_fingerprint(read_split(Path(settings.images), split) for split in SPLITS),
+)
+if expected and found and expected != found:
+    sys.exit(f"{settings.features} was made of other images ({expected[:12]}) than {settings.images} ({found[:12]})")
 num_query = int(tables["test"].class_sizes.min()) - num_shot  # all that are left
 method = load_method(checkpoint, tables, Sizes(num_way, num_shot, num_query))
 learner = method.learner

@@ -9,14 +9,10 @@ from torch import Tensor
 
 from fewshot.images import pixels
 from pretrain.extractor import Extractor
+from pretrain.fingerprint import shown
+from pretrain.sources.images import AGAIN, no_image
+from pretrain.sources.walk import Unreadable, look, look_below
 from runner.errors import InputError, MissingFileError
-
-
-class Unreadable(NamedTuple):
-    """A file that is skipped, and why, with its name."""
-
-    path: Path
-    reason: str
 
 
 class Readable(NamedTuple):
@@ -27,44 +23,55 @@ class Readable(NamedTuple):
     unreadable: list[Unreadable]
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files below ``folder`` but the hidden ones, in order of their names."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+class ClassFolders(NamedTuple):
+    """The files of each class, and what lies among or next to them that cannot be used."""
+
+    classes: dict[str, list[Path]]
+    unreadable: list[Unreadable]
 
 
-def class_folders(root: Path, key: str) -> dict[str, list[Path]]:
+def class_folders(root: Path, key: str) -> ClassFolders:
     """The files of each class folder of ``root``; raises where they are no support. ``key`` is for messages."""
     check_folder(root, key)
-    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if len(folders) < 2:
-        found = f"one class folder only ({folders[0].name})" if folders else "no class folders"
-        raise InputError(f"{key}={root} has {found}; it needs at least two, one for each class, with images in them")
-    members = {folder.name: files_below(folder) for folder in folders}
-    if empty := [name for name, files in members.items() if not files]:
-        raise InputError(f"class folder {root / empty[0]} is empty; put images into it, or remove it")
-    return members
+    found = look(root)
+    if len(found.folders) < 2:
+        names = f"one class folder only ({shown(found.folders[0].name)})" if found.folders else "no class folders"
+        raise InputError(
+            f"{key}={shown(root)} has {names}; it needs at least two, one for each class, with images in them"
+        )
+    loose = [Unreadable(path, f"{shown(path)} is not in a class folder") for path in found.files]
+    classes, unreadable = {}, [*found.others, *loose]
+    for folder in found.folders:
+        inside, name = look_below(folder), shown(folder.name)
+        if not inside.files:
+            raise InputError(f"class folder {shown(folder)} is empty; put images into it, or remove it")
+        if name in classes:
+            raise InputError(f"two class folders of {key}={shown(root)} are shown as {name!r}; rename one")
+        classes[name] = inside.files
+        unreadable.extend(inside.others)
+    return ClassFolders(classes, unreadable)
 
 
-def loose_files(root: Path) -> list[Unreadable]:
-    """What lies beside the class folders of ``root``, and so has no class."""
-    files = sorted(child for child in root.iterdir() if child.is_file() and not child.name.startswith("."))
-    return [Unreadable(path, f"{path} is not in a class folder") for path in files]
-
-
-def query_files(root: Path, key: str) -> list[Path]:
-    """The files below ``root``, of which there must be one."""
+def query_files(root: Path, key: str) -> tuple[list[Path], list[Unreadable]]:
+    """The files below ``root``, of which there must be one, and what else is there that cannot be used."""
     check_folder(root, key)
-    files = files_below(root)
-    if not files:
-        raise InputError(f"{key}={root} is empty; put images into it")
-    return files
+    found = look_below(root)
+    if not found.files:
+        raise InputError(f"{key}={shown(root)} is empty; put images into it")
+    return found.files, found.others
 
 
 def check_folder(root: Path, key: str) -> None:
     """Raise where ``root`` is not a folder."""
     if not root.is_dir():
-        raise MissingFileError(f"{key}={root} is not a folder; give one with images")
+        raise MissingFileError(f"{key}={shown(root)} is not a folder; give one with images")
+
+
+def no_images(paths: list[Path]) -> list[Unreadable]:
+    """Those of ``paths`` that are no images by their first bytes."""
+    with ThreadPoolExecutor() as pool:
+        reasons = list(pool.map(no_image, paths))
+    return [Unreadable(p, f"image {shown(p)} {why}") for p, why in zip(paths, reasons, strict=True) if why]
 
 
 def read(paths: list[Path], extractor: Extractor) -> Readable:
@@ -72,9 +79,9 @@ def read(paths: list[Path], extractor: Extractor) -> Readable:
 
     def one(path: Path) -> Tensor | Unreadable:
         try:
-            return pixels(path, str(path), extractor.image_size, extractor.mode)
-        except (ValueError, OSError) as error:
-            return Unreadable(path, str(error).partition(";")[0])  # what follows is advice for the makers of stores
+            return pixels(path, shown(path), extractor.image_size, extractor.mode)
+        except InputError as error:
+            return Unreadable(path, str(error).removesuffix(AGAIN))  # advice for the makers of stores
 
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(one, paths))

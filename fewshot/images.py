@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from pretrain.sources.images import decode, standard
+from pretrain.fingerprint import shown
+from pretrain.sources.images import decode, standard, upright
 from runner.errors import InputError
 
 
@@ -33,9 +34,9 @@ def pixels(image: Any, name: str, size: int, mode: str) -> Tensor:
     Arrays are [H, W] or [H, W, C]; tensors too, or [C, H, W]. Numbers are uint8, or fractions of white, 0 to 1.
     """
     if isinstance(image, str | os.PathLike):
-        array = decode(Path(image).read_bytes(), str(image), size, mode, is_photograph=True)
+        array = decode(Path(image), shown(image), size, mode, is_photograph=True)
     elif isinstance(image, Image.Image):
-        array = standard(ImageOps.exif_transpose(image), size, mode)
+        array = standard(upright(image), size, mode)
     else:
         array = standard(Image.fromarray(as_uint8(image, name)), size, mode)
     return torch.from_numpy(np.array(array))

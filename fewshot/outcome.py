@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from fewshot.folders import Unreadable
+from pretrain.sources.walk import Unreadable
 
 
 class Prediction(NamedTuple):

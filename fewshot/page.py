@@ -5,10 +5,11 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fewshot.outcome import Outcome, Prediction
-from pretrain.sources.images import to_mode
+from pretrain.fingerprint import shown
+from pretrain.sources.images import to_mode, upright
 
 SIDE = 96  # of a thumbnail, in pixels
 EXAMPLES = 8  # shown of each class
@@ -73,7 +74,7 @@ def figure(one: Prediction, picture: str) -> str:
     return (
         f'<figure{" class=wrong" if is_wrong else ""}><img src="{picture}" alt=""><b>{escape(one.label)}</b> '
         f'{100 * one.probability:.0f}&nbsp;%<meter value="{one.probability:.4f}" aria-hidden="true"></meter>{truth}'
-        f'<div class="path">{escape(one.path.name)}</div></figure>'
+        f'<div class="path">{escape(shown(one.path.name))}</div></figure>'
     )
 
 
@@ -81,7 +82,7 @@ def thumbnail(path: Path) -> str:
     """The image in small, as a data URI."""
     with Image.open(path) as image:
         image.draft("RGB", (2 * SIDE, 2 * SIDE))  # photographs are decoded no larger than needed
-        small = to_mode(ImageOps.exif_transpose(image), "RGB")
+        small = to_mode(upright(image), "RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = BytesIO()
     small.save(buffer, format="JPEG", quality=80)

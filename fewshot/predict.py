@@ -18,13 +18,15 @@ from rich.table import Table
 from torch import Tensor
 
 from fewshot.classifier import FewShotClassifier
-from fewshot.folders import Readable, class_folders, loose_files, query_files, read
+from fewshot.folders import Readable, class_folders, no_images, query_files, read
 from fewshot.leave_one_out import leave_one_out
 from fewshot.loading import load
 from fewshot.model import Model
 from fewshot.outcome import Outcome, Prediction
 from fewshot.page import page, shown_paths, thumbnail
 from pretrain.extractor import Extractor
+from pretrain.fingerprint import shown
+from pretrain.sources.walk import Unreadable
 from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file, write_text
@@ -46,8 +48,17 @@ def predict(cfg: DictConfig) -> None:
     smallest = {"num_samples": 0, "batch_size": 1, "num_shown": 0, "num_thumbnails": 0}
     check_whole_numbers(cfg, {f"stage.{key}": limit for key, limit in smallest.items()})
     is_same = support.resolve() == query.resolve()
-    members = class_folders(support, "support")
-    queries = [] if is_same else query_files(query, "query")
+    members, unreadable = class_folders(support, "support")
+    queries, others = ([], []) if is_same else query_files(query, "query")
+    unreadable += others + no_images([*chain.from_iterable(members.values()), *queries])
+    if unreadable:
+        first, more = "; ".join(one.reason for one in unreadable[:3]), "; ..." if len(unreadable) > 3 else ""
+        log.warning("%d files will be skipped: %s%s", len(unreadable), first, more)
+    skipped = {one.path for one in unreadable}
+    images = [path for path in queries if path not in skipped]
+    if queries and not images:
+        reason = next(one.reason for one in unreadable if one.path == queries[-1])
+        raise InputError(f"none of the {len(queries)} files of query={shown(query)} can be read; {reason}")
     device = device_of("stage.device", settings.device)
     model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
     extractor = model.needed_extractor().to(device)
@@ -62,28 +73,37 @@ def predict(cfg: DictConfig) -> None:
         **{key: settings[key] for key in ("num_samples", "num_thumbnails")},
     }
     with run_folder(Path(cfg.run_dir), config):
-        classify(cfg, model, extractor, members, queries)
+        classify(cfg, model, extractor, members, None if is_same else images, unreadable)
 
 
 def classify(
-    cfg: DictConfig, model: Model, extractor: Extractor, members: dict[str, list[Path]], queries: list[Path]
+    cfg: DictConfig,
+    model: Model,
+    extractor: Extractor,
+    members: dict[str, list[Path]],
+    images: list[Path] | None,
+    unreadable: list[Unreadable],
 ) -> None:
-    """Classify ``queries`` by ``members``, each class's files; without queries each of the members by the others."""
-    settings, console, support, is_same = cfg.stage, Console(), Path(cfg.support), not queries
+    """Classify ``images`` by ``members``, each class's files; where there are none, each of the members by the others.
+
+    ``unreadable``: files that are known to be no images, some of ``members`` among them.
+    """
+    settings, console, support, skipped = cfg.stage, Console(), Path(cfg.support), {one.path for one in unreadable}
     columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        examples = read_in_parts([*chain.from_iterable(members.values())], extractor, settings.batch_size, progress)
-        examples.unreadable.extend(loose_files(support))
-        classes = readable_classes(members, examples, support, 2 if is_same else 1)
+        paths = [path for path in chain.from_iterable(members.values()) if path not in skipped]
+        examples = read_in_parts(paths, extractor, settings.batch_size, progress)
+        examples.unreadable.extend(unreadable)
+        classes = readable_classes(members, examples, support, 2 if images is None else 1)
         labels = np.repeat(list(classes), [len(paths) for paths in classes.values()])
         features = extract(examples.pixels, extractor, settings.batch_size, progress)
-        if is_same:
+        if images is None:
             outcome = tested(model, features, labels, examples, classes, cfg, progress)
         else:
             classifier = FewShotClassifier(
                 model, num_samples=settings.num_samples, random_state=cfg.seed, device=settings.device
             ).fit(features, labels)
-            outcome = predicted(classifier, queries, extractor, examples, classes, cfg, progress)
+            outcome = predicted(classifier, images, extractor, examples, classes, cfg, progress)
         paths = shown_paths(outcome, settings.num_thumbnails)
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
@@ -100,7 +120,7 @@ def read_in_parts(paths: list[Path], extractor: Extractor, batch_size: int, prog
         parts.append(read(paths[start : start + batch_size], extractor))
         progress.advance(bar, len(paths[start : start + batch_size]))
     return Readable(
-        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.pixels for part in parts] or [read([], extractor).pixels]),
         [path for part in parts for path in part.paths],
         [one for part in parts for one in part.unreadable],
     )
@@ -117,10 +137,10 @@ def readable_classes(
             continue
         why = "".join(f"; {reasons[path]}" for path in members[name] if path in reasons)
         if needed == 1:
-            raise InputError(f"class {name!r} of support={support} has no image that can be read{why}")
+            raise InputError(f"class {name!r} of support={shown(support)} has no image that can be read{why}")
         raise InputError(
-            f"class {name!r} of support={support} has {len(paths)} image(s) that can be read, and leave-one-out (query "
-            f"is the same folder) needs two of each class: one to leave out, one to learn from{why}"
+            f"class {name!r} of support={shown(support)} has {len(paths)} image(s) that can be read, and leave-one-out "
+            f"(query is the same folder) needs two of each class: one to leave out, one to learn from{why}"
         )
     return classes
 
@@ -187,7 +207,9 @@ def predicted(
         unreadable += found.unreadable
         progress.advance(bar, len(paths))
     if not predictions:
-        raise InputError(f"none of the {len(queries)} files of query={cfg.query} can be read; {unreadable[-1].reason}")
+        raise InputError(
+            f"none of the {len(queries)} files of query={shown(cfg.query)} can be read; {unreadable[-1].reason}"
+        )
     return Outcome(predictions, classes, unreadable)
 
 
@@ -213,7 +235,7 @@ def write_csv(path: Path, predictions: list[Prediction]) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "class", "probability", *(["true_class"] if has_truth else [])))
         for one in predictions:
-            cells = (str(one.path), one.label, f"{one.probability:.6f}", *([one.truth or ""] if has_truth else []))
+            cells = (shown(one.path), one.label, f"{one.probability:.6f}", *([one.truth or ""] if has_truth else []))
             writer.writerow(map(legible, cells))
 
 
@@ -224,7 +246,7 @@ def show(outcome: Outcome, num_shown: int, console: Console) -> None:
     table = Table(*("image", "class", "probability", *(["true class"] if has_truth else [])))
     for one in predictions[:num_shown]:
         wrong = "[red]" if has_truth and one.truth != one.label else ""
-        cells = (str(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
+        cells = (shown(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
         table.add_row(*(wrong + escape(legible(cell)) for cell in cells))
     console.print(table)
     if len(predictions) > num_shown:

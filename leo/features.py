@@ -1,6 +1,8 @@
 """Feature tables: what stage 1 wrote, checked on load, and scaled for use."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +14,15 @@ from torch import Tensor, nn
 from runner.errors import InputError, MissingFileError
 
 FORMAT = "leo-features-1"
-ORIGIN = ("data", "extractor", "layer", "crop", "checkpoint")  # in the metadata of a file
 NORMALIZATIONS = ("l2", "standardize")
+ORIGIN = ("data", "extractor", "layer", "crop", "checkpoint")  # that every feature file records
 
 
 class FeatureTable(NamedTuple):
     """Features of one or more splits, grouped by class.
 
     ``features`` [n, D]; class c owns the rows ``offsets[c]:offsets[c + 1]``; ``origin`` is where they came from
-    (data, extractor, layer, crop, checkpoint hash, configuration).
+    (data, images' fingerprint, extractor, layer, crop, checkpoint hash, configuration).
     """
 
     features: Float[Tensor, "n D"]
@@ -35,7 +37,7 @@ class FeatureTable(NamedTuple):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """By what the features are told from others: their origin, less the settings that made them."""
+        """Identifies the features: their origin without the settings of stage 1."""
         return {key: value for key, value in self.origin.items() if key != "config"}
 
     def to(self, device: torch.device | str) -> "FeatureTable":
@@ -46,36 +48,13 @@ class FeatureTable(NamedTuple):
 def load_features(folder: Path, split: str) -> FeatureTable:
     """The table of ``split`` in ``folder``, after every check that a file can fail."""
     path = folder / f"{split}.safetensors"
-    if not path.is_file():
-        raise MissingFileError(
-            f"feature file {path} is missing; `python train.py stage=pretrain` with the same data, backbone and "
-            f"features writes it"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise InputError(
-            f"feature file {path} is truncated or not a safetensors file ({error}); delete it and export it again: "
-            f"`python train.py stage=pretrain` with the same data, backbone and features"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is not a feature file: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
-            f"export it with `python train.py stage=pretrain`"
-        )
-    missing = [key for key in ("split", "class_names", "config", *ORIGIN) if key not in metadata]
-    missing += [name for name in ("features", "offsets") if name not in tensors]
-    if missing:
-        raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}; delete it and export it again")
-    if metadata["split"] != split:
-        raise InputError(f"{path} holds the split {metadata['split']!r}, not {split!r}; was the file renamed?")
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        class_names, origin = _described(path, split, metadata)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if lacking := {"features", "offsets"} - tensors.keys():
+        raise InputError(f"{path} lacks {' and '.join(sorted(lacking))}; export it again")
     features, offsets = tensors["features"], tensors["offsets"]
-    try:
-        class_names, config = json.loads(metadata["class_names"]), json.loads(metadata["config"])
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and export it again") from error
     if features.dtype != torch.float32 or features.ndim != 2 or offsets.dtype != torch.int64 or offsets.ndim != 1:
         raise InputError(
             f"{path} holds features {features.dtype} {list(features.shape)} and offsets {offsets.dtype} "
@@ -99,8 +78,73 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             f"{path} has NaN or infinite features in {int((~finite).sum())} of {len(features)} images, first in "
             f"image {row} (class {name!r}); export it again from a sound extractor"
         )
-    origin = {key: metadata[key] for key in ORIGIN}
-    return FeatureTable(features, offsets, class_names, origin | {"config": config})
+    return FeatureTable(features, offsets, class_names, origin)
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """The origin of the features in ``folder``, as ``FeatureTable.identity`` has it, without reading them."""
+    path = folder / "train.safetensors"
+    with opened(path) as file:
+        _, origin = _described(path, "train", file.metadata() or {})
+    return {key: value for key, value in origin.items() if key != "config"}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The feature file at ``path``, opened; what cannot be read is an error."""
+    if not path.is_file():
+        raise MissingFileError(
+            f"feature file {path} is missing; `python train.py stage=pretrain` with the same data, backbone and "
+            f"features writes it"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise InputError(
+            f"feature file {path} is truncated or not a safetensors file ({error}); export it again"
+        ) from error
+
+
+def _described(path: Path, split: str, metadata: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+    """The class names and the origin that the feature file of ``split`` at ``path`` gives."""
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not a feature file: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
+            f"export it with `python train.py stage=pretrain`"
+        )
+    try:
+        origin: dict[str, Any] = {key: metadata[key] for key in ORIGIN}
+        origin |= {"images": metadata.get("images") or None, "config": json.loads(metadata["config"])}
+        class_names, found = json.loads(metadata["class_names"]), metadata["split"]
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} has broken metadata ({error!r}); export it again") from error
+    if found != split:
+        raise InputError(f"{path} holds the split {found!r}, not {split!r}; was the file renamed?")
+    return class_names, origin
+
+
+def check_origin(expected: Mapping[str, Any], found: Mapping[str, Any], path: object, folder: object) -> None:
+    """Raise where ``path``, trained on features of origin ``expected``, is used with those in ``folder``.
+
+    What one of the two does not record (files of before it was) is not compared.
+    """
+    keys = [key for key in expected if None not in (expected[key], found.get(key)) and expected[key] != found[key]]
+    if keys:
+        raise InputError(
+            f"{path} was trained on other features than those in {folder}: on {described(expected)}; there are "
+            f"{described(found)}. They differ in {', '.join(keys)}: choose data=, backbone= and features= as it was "
+            f"trained with, or train again on these"
+        )
+
+
+def described(origin: Mapping[str, Any]) -> str:
+    """An origin in words: data, images, extractor, layer, crop; hashes as their first 12 digits."""
+    images, checkpoint = str(origin.get("images") or "unknown")[:12], str(origin.get("checkpoint") or "none")[:12]
+    return (
+        f"{origin.get('data')} (images {images}), extractor {origin.get('extractor') or 'none'} ({checkpoint}), layer "
+        f"{origin.get('layer')}, crop {origin.get('crop')}"
+    )
 
 
 def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, FeatureTable]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
-from leo.features import FeatureTable, Normalizer, concatenate, load_splits
+from leo.features import FeatureTable, Normalizer, check_origin, concatenate, load_splits, read_origin
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.checkpoints import load_checkpoint
@@ -346,13 +346,15 @@ def start_from(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, s
 
 
 def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Path, cfg: DictConfig) -> None:
-    """Raise where the checkpoint at ``path`` was trained on features of another width or scale."""
+    """Raise where the checkpoint at ``path`` was trained on features of another width, origin or scale."""
     width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(normalizer.mean)
     if width != wanted:
         raise InputError(
             f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
             f"choose the features that the checkpoint was trained on"
         )
+    expected = checkpoint["config"].get("features_origin", {})
+    check_origin(expected, read_origin(Path(cfg.features.folder)), path, cfg.features.folder)
     kind = checkpoint["config"]["features"]["normalize"]
     if kind != normalizer.kind:
         raise InputError(

@@ -25,8 +25,12 @@ PIXELS = "pixels"
 
 
 class Origin(NamedTuple):
-    """Where features come from: the SHA-256 of the extractor's checkpoint, how images were cropped, the settings."""
+    """Where features come from: SHA-256 of images and of the extractor's checkpoint, how images were cropped, settings.
 
+    ``images`` is None where the store does not record it.
+    """
+
+    images: str | None
     checkpoint: str
     crop: str
     config: Mapping[str, Any]
@@ -102,6 +106,7 @@ def check_finite(features: Tensor, layer: int | str, start: int, store: ImageSto
 
 def metadata(network: WideResNet, layer: int | str, origin: Origin) -> dict[str, str]:
     return {
+        "images": origin.images or "",
         "layer": str(layer),
         "extractor": "" if layer == PIXELS else network.name,
         "checkpoint": "" if layer == PIXELS else origin.checkpoint,

@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
@@ -18,10 +20,11 @@ from pretrain.centroid import CentroidAccuracy
 from pretrain.data import TrainImages
 from pretrain.export import Origin, export
 from pretrain.module import Pretraining
-from pretrain.store import SPLITS, ImageStore, read_split
+from pretrain.sources import image_folder
+from pretrain.store import SPLITS, ImageStore, images_fingerprint, is_complete, read_split
 from pretrain.wide_resnet import WideResNet
 from runner.checkpoints import load_checkpoint
-from runner.config import without_paths
+from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError
 from runner.files import read_json, sha256
 from runner.folder import differences, run_folder, taking_turns, write_json
@@ -44,28 +47,121 @@ def ensure_features(cfg: DictConfig) -> None:
         return
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
+    check_experiment(cfg)
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if not all(path.exists() for path in paths):  # what is complete may lie where nothing can be written
         run = Path(cfg.data.pretrain.run).name
         with taking_turns(Path(cfg.dirs.features, cut(f".{run}.lock")), f"the features of {run}"):
             # Of runs that start together, one makes them for all.
             if not all(path.exists() for path in paths):
+                make_images(cfg)
                 log.info("no features in %s yet: stage 1 makes them first", cfg.features.folder)
                 pretrain(cfg)
                 return
-    try:
-        with safe_open(paths[0], framework="pt") as file:
-            recorded = json.loads((file.metadata() or {}).get("config", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise InputError(
-            f"feature file {paths[0]} is damaged ({error}); delete it: the same command makes it again"
-        ) from error
-    changed = differences(recorded, stage_config(cfg))
+    recorded = json.loads(feature_metadata(cfg).get("config", "{}"))
+    changed = differences(recorded | {"images": None}, stage_config(cfg))
     if changed:
         raise InputError(
             f"{cfg.features.folder} was made with other settings of stage 1 ({'; '.join(changed)}); "
             f"delete it, or keep both by giving the data or the backbone another name"
         )
+    check_images(cfg)
+
+
+def check_images(cfg: DictConfig) -> None:
+    """Raise where the features of ``cfg`` are not of its images: its store, or the source that the store is made of.
+
+    Images that are gone are not compared; neither are files that do not record what they were made of.
+    """
+    if cfg.data.source is None or cfg.features.source is not None or cfg.features.folder is None:
+        return
+    folder, path = Path(cfg.data.folder), cfg.data.source.get("path")
+    if path is not None and Path(path).is_dir():
+        instantiate(cfg.data.source, folder=folder)
+    if not is_complete(folder):
+        return
+    stores = [read_split(folder, split) for split in SPLITS]
+    expected, found = feature_metadata(cfg).get("images"), images_fingerprint(stores)
+    if expected and found and expected != found:
+        raise InputError(
+            f"{cfg.features.folder} was made of other images than those in {folder}: of {expected[:12]}, there are "
+            f"{found[:12]} ({cfg.data.name}, {sum(len(store.class_names) for store in stores):,} classes, "
+            f"{sum(len(store.images) for store in stores):,} images). {remedy(cfg)}"
+        )
+
+
+def remedy(cfg: DictConfig) -> str:
+    """The two ways on where something was made of other images."""
+    return (
+        f"Delete it and {Path(cfg.dirs.runs, cfg.data.pretrain.run)} to make both anew, or keep both: give the images "
+        f"of now another data.name"
+    )
+
+
+def feature_metadata(cfg: DictConfig) -> dict[str, str]:
+    """What the features of ``cfg`` say of themselves; nothing where they are missing."""
+    path = Path(cfg.features.folder, "train.safetensors")
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}); delete it") from error
+
+
+def check_experiment(cfg: DictConfig) -> None:
+    """Raise where images of the user's own would be trained on with values, and under a name, of other data."""
+    experiment = HydraConfig.get().runtime.choices["experiment"]
+    if is_own(cfg) and experiment.startswith(("glyphs_", "mini_", "tiered_")):
+        raise InputError(
+            f"experiment={experiment} is made for other images than data=image_folder: it has their values, and its "
+            f"runs have their name. Add experiment=own_1shot or own_5shot (or the same with _meta_sgd, _prototypes, "
+            f"_centroid_mid_level, _centroid_penultimate, _centroid_pixels)"
+        )
+
+
+def is_own(cfg: DictConfig) -> bool:
+    """Whether the images are the user's own."""
+    return cfg.data.source is not None and cfg.data.source.get("_target_") == f"{image_folder.__name__}.build"
+
+
+def check_tasks(cfg: DictConfig, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise where tasks of ``cfg`` cannot be drawn from classes of ``sizes`` images, by split and name."""
+    check_whole_numbers(cfg, {"num_way": 2, "num_shot": 1, "num_query": 1})
+    for split, classes in sizes.items():
+        if cfg.num_way > len(classes):
+            more = f", or raise data.source.{split}_fraction" if is_own(cfg) and split != "train" else ""
+            raise InputError(
+                f"num_way={cfg.num_way} exceeds the {len(classes)} classes of the {split} split of {cfg.data.name} "
+                f"({sum(map(len, sizes.values()))} classes in all); lower num_way, add classes{more}"
+            )
+    for split, classes in sizes.items():
+        name, smallest = min(classes.items(), key=itemgetter(1))
+        needed = cfg.num_shot + (cfg.num_query if split in cfg.train_splits else 1)  # else all that remain are queries
+        if smallest < needed:
+            raise InputError(
+                f"class {name!r} of the {split} split of {cfg.data.name} has {smallest} images, a task needs {needed} "
+                f"(num_shot={cfg.num_shot} and {needed - cfg.num_shot} to classify); lower num_shot or num_query, or "
+                f"drop the class"
+            )
+
+
+def make_images(cfg: DictConfig) -> list[ImageStore]:
+    """The images of ``cfg``, made first where their source is given; they are enough for its tasks."""
+    folder, source = Path(cfg.data.folder), cfg.data.source
+    if is_own(cfg) and not is_complete(folder) and source.path is not None and Path(source.path).is_dir():
+        settings = {key: source[key] for key in image_folder.Draw._fields}
+        listed = image_folder.list_classes(Path(source.path), image_folder.Draw(**settings)).classes
+        counts = {split: {name: len(files) for name, files in listed[split].items()} for split in SPLITS}
+        check_tasks(cfg, counts)  # before any image is read
+    instantiate(source, folder=folder)
+    stores = [read_split(folder, split) for split in SPLITS]
+    check_tasks(
+        cfg,
+        {one.split: dict(zip(one.class_names, one.offsets.diff().tolist(), strict=True)) for one in stores},
+    )
+    return stores
 
 
 def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
@@ -73,7 +169,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
 
     The same call again goes on from the last checkpoint, and repeats nothing that is finished.
     """
-    recipe, images, config = cfg.data.pretrain, Path(cfg.data.folder), stage_config(cfg)
+    recipe, images = cfg.data.pretrain, Path(cfg.data.folder)
     multiview = cfg.views.name == "multiview"
     if multiview and cfg.data.crop == "full":
         raise InputError(f"views=multiview needs crops, and data={cfg.data.name} uses full images; use views=single")
@@ -81,8 +177,11 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
     folder = Path(cfg.dirs.runs, recipe.run)
+    fingerprint = images_fingerprint(stores)
+    config = stage_config(cfg) | {"images": known_images(folder, fingerprint, cfg)}
     with run_folder(folder, config), open_loggers(cfg.logger, folder) as loggers:
         if (folder / "result.json").exists() and folders_complete(cfg):
+            check_images(cfg)
             remedy = "delete it: the same command makes it again"
             accuracy = float(read_json(folder / "result.json", ("val_accuracy",), remedy)["val_accuracy"])
             log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * accuracy)
@@ -126,7 +225,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             {layer: layer_folder(cfg, layer) for layer in cfg.data.export},
             to_inputs=[partial(module.to_input, view=view) for view in views],
             batch_size=recipe.batch_size,
-            origin=Origin(sha256(outcome.checkpoint), crop_name(cfg), config),
+            origin=Origin(fingerprint, sha256(outcome.checkpoint), crop_name(cfg), config),
         )
         summary = f"validation accuracy {100 * outcome.score:.2f} % on held-out training images"
         write_json(
@@ -136,6 +235,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
                 "stage": "pretrain",
                 "data": cfg.data.name,
                 "backbone": cfg.backbone.name,
+                "images": fingerprint,
                 "val_accuracy": outcome.score,
                 "num_steps": outcome.num_steps,
                 "seconds": outcome.seconds,
@@ -149,6 +249,25 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         )
         log.info("%s: %s", folder, summary)
         return outcome.score
+
+
+def known_images(folder: Path, fingerprint: str | None, cfg: DictConfig) -> str | None:
+    """``fingerprint``, which must be that of the images that the extractor in ``folder`` was trained on.
+
+    None, for unknown, where an extractor is there and does not record it.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return fingerprint
+    recorded = OmegaConf.to_container(OmegaConf.load(path))
+    expected = recorded.get("images") if isinstance(recorded, dict) else None
+    if expected and fingerprint and expected != fingerprint:
+        raise InputError(
+            f"the extractor in {folder} was trained on other images than those in {cfg.data.folder}: on "
+            f"{expected[:12]}, there are {fingerprint[:12]}. Delete {folder} and the features of {cfg.data.name} in "
+            f"{cfg.dirs.features} to make both anew, or keep both: give the images of now another data.name"
+        )
+    return expected
 
 
 def make_network(backbone: DictConfig, store: ImageStore) -> WideResNet:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,6 +32,10 @@ class ImageStore(NamedTuple):
     split: str  # one of SPLITS
     data: str  # name of the data set
     source: dict[str, Any]  # the settings that made it
+    files: str | None = (
+        None  # digest of the files that it was made of (pretrain.fingerprint); None: of none, or not recorded
+    )
+    fingerprint: str | None = None  # SHA-256 of classes and images; None in a store made before it was recorded
 
     @property
     def labels(self) -> Tensor:
@@ -58,9 +63,13 @@ def write_split(
     path = split_path(folder, split)
     if problem := _problem(images, offsets, class_names):
         raise InputError(f"{path} was not written: {problem}")
+    content = images.contiguous().numpy().data
+    fingerprint = _begin(split, tuple(images.shape), offsets, class_names)
+    fingerprint.update(content)
     with whole_file(path) as partial, partial.open("wb") as file:
-        file.write(_head(split, tuple(images.shape), offsets, class_names, data, source))
-        file.write(images.contiguous().numpy().data)
+        file.write(_head(split, tuple(images.shape), offsets, class_names, data, source, None))
+        file.write(content)
+        file.write(fingerprint.digest())
 
 
 def stream_split(
@@ -73,43 +82,53 @@ def stream_split(
     data: str,
     source: dict[str, Any],
     content: str,
+    files: str | None = None,
+    num_kept: int | None = None,
 ) -> None:
     """Write one split image by image, so that one of any size fits into memory; after a kill, go on where it stopped.
 
     ``images_after(n)`` gives the images that follow the first n, uint8 [H, W, C], class after class. They are appended
-    to a hidden file that takes the split's name when all ``class_sizes`` are filled. Only the same split is gone on
-    with: the hidden file's name is a digest of what it will hold, ``content`` (the images' names) included.
+    to a hidden file that takes the split's name when all ``class_sizes`` are filled. Writing resumes only if the digest
+    in the hidden file's name matches: that of what it will hold, ``content`` (the images' names) included. At most the
+    first ``num_kept`` images of the last attempt are kept (None: all).
     """
     path = split_path(folder, split)
     offsets = torch.tensor([0, *class_sizes.values()]).cumsum(0)
     shape = (int(offsets[-1]), *image_shape)
     if problem := _problem(torch.empty(shape, dtype=torch.uint8, device="meta"), offsets, list(class_sizes)):
         raise InputError(f"{path} was not written: {problem}")
-    head, image_bytes = _head(split, shape, offsets, list(class_sizes), data, source), math.prod(image_shape)
-    digest = hashlib.sha256(head + content.encode()).hexdigest()[:16]
+    described = (split, shape, offsets, list(class_sizes), data, source)
+    head, image_bytes = _head(*described, files), math.prod(image_shape)
+    digest = hashlib.sha256(_head(*described, None) + content.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{path.name}.{digest}.partial"
     for other in folder.glob(f".{path.name}.*.partial"):
         if other != partial:
             other.unlink()
-    with partial.open("ab") as file:
-        needed, free = len(head) + math.prod(shape) - file.tell(), shutil.disk_usage(folder).free
+    partial.touch()
+    with partial.open("r+b") as file:
+        begun = file.seek(0, os.SEEK_END)
+        needed, free = len(head) + math.prod(shape) - begun, shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(
                 f"{path} needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on its disk; "
                 f"make room, or choose another folder with dirs.images=..."
             )
-        done = (file.tell() - len(head)) // image_bytes
-        if done < 0:  # not even the head is whole
-            file.truncate(0)
-            file.write(head)
-            done = 0
+        done = max(0, min((begun - len(head)) // image_bytes, shape[0] if num_kept is None else num_kept, shape[0]))
         file.truncate(len(head) + done * image_bytes)
+        file.seek(0)
+        file.write(head)
+        fingerprint = _begin(split, shape, offsets, list(class_sizes))
+        for _ in range(done):
+            fingerprint.update(file.read(image_bytes))
         for image in images_after(done):
             assert image.dtype == np.uint8
             assert image.shape == image_shape
-            file.write(np.ascontiguousarray(image).data)
+            pixels = np.ascontiguousarray(image).data
+            fingerprint.update(pixels)
+            file.write(pixels)
             done += 1
+        file.write(fingerprint.digest())
     assert done == shape[0]
     partial.chmod(0o666 & ~UMASK)
     partial.replace(path)
@@ -148,6 +167,8 @@ def read_split(folder: Path, split: str) -> ImageStore:
             if found != _FORMAT:
                 raise InputError(f"{path} has format {found!r}, an image store has {_FORMAT!r}; {remedy}")
             images, offsets = file.get_tensor("images"), file.get_tensor("offsets")
+            has_fingerprint = "fingerprint" in file.keys()  # noqa: SIM118 (not a dict)
+            fingerprint = bytes(file.get_tensor("fingerprint").tolist()).hex() if has_fingerprint else None
         class_names, source = json.loads(metadata["class_names"]), json.loads(metadata["source"])
         recorded_split, data = metadata["split"], metadata["data"]
     except SafetensorError as error:
@@ -160,14 +181,39 @@ def read_split(folder: Path, split: str) -> ImageStore:
         raise InputError(f"{path}: source is not a JSON object; {remedy}")
     if problem := _problem(images, offsets, class_names):
         raise InputError(f"{path}: {problem}; {remedy}")
-    return ImageStore(images, offsets, class_names, split, data, source)
+    return ImageStore(
+        images, offsets, class_names, split, data, source, metadata.get("files", "").strip() or None, fingerprint
+    )
+
+
+def images_fingerprint(stores: Iterable[ImageStore]) -> str | None:
+    """SHA-256 of the fingerprints of ``stores``, all splits of one data set; None where one is not known."""
+    fingerprints = [store.fingerprint for store in stores]
+    return None if None in fingerprints else hashlib.sha256("".join(map(str, fingerprints)).encode()).hexdigest()
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` has a file for each split."""
+    return all(split_path(folder, split).exists() for split in SPLITS)
+
+
+def _begin(split: str, shape: tuple[int, ...], offsets: Tensor, class_names: list[str]) -> "hashlib._Hash":
+    """The fingerprint of a split before its images."""
+    return hashlib.sha256(json.dumps([split, shape, offsets.tolist(), class_names]).encode())
 
 
 def _head(
-    split: str, shape: tuple[int, ...], offsets: Tensor, class_names: list[str], data: str, source: dict[str, Any]
+    split: str,
+    shape: tuple[int, ...],
+    offsets: Tensor,
+    class_names: list[str],
+    data: str,
+    source: dict[str, Any],
+    files: str | None,
 ) -> bytes:
-    """All of a safetensors file that stands before the images: their bytes come last, so that they can be appended."""
+    """All of a safetensors file before its images. Their bytes, then the fingerprint's, come last: to be appended."""
     start = offsets.numel() * 8
+    end = start + math.prod(shape)
     header = {
         "__metadata__": {
             "format": _FORMAT,
@@ -175,9 +221,11 @@ def _head(
             "data": data,
             "class_names": json.dumps(class_names),
             "source": json.dumps(source, sort_keys=True),
+            "files": (files or "").ljust(64),  # of one length: the head of a file begun before is written over
         },
         "offsets": {"dtype": "I64", "shape": [offsets.numel()], "data_offsets": [0, start]},
-        "images": {"dtype": "U8", "shape": shape, "data_offsets": [start, start + math.prod(shape)]},
+        "images": {"dtype": "U8", "shape": shape, "data_offsets": [start, end]},
+        "fingerprint": {"dtype": "U8", "shape": [32], "data_offsets": [end, end + 32]},
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes

@@ -122,6 +122,11 @@ def model_name(path: Any) -> str:
     return place.parent.name if place.suffix else place.name
 
 
+def named_by(experiment: str) -> str:
+    """The key that an experiment's runs are named by anyway: those of your own data carry its name."""
+    return "data.name" if experiment.startswith("own_") else ""
+
+
 def register() -> None:
     """Make these functions known to the configuration. Contents are looked at once for each configuration."""
     OmegaConf.register_new_resolver("variant", variant, replace=True)
@@ -132,3 +137,4 @@ def register() -> None:
     OmegaConf.register_new_resolver("content", content, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("model_name", model_name, replace=True)
+    OmegaConf.register_new_resolver("named_by", named_by, replace=True)

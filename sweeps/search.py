@@ -23,7 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from leo.features import read_origin
 from leo.run import meta_train
+from pretrain.store import SPLITS, images_fingerprint, is_complete, read_split
 from runner.config import key_paths, search_path
 from runner.errors import FolderInUseError, InputError, MissingFileError
 from runner.files import write_text
@@ -225,12 +227,13 @@ def open_study(cfg: DictConfig, queued: list[dict[str, Any]]) -> Study:
         direction="maximize",
         load_if_exists=True,
     )
-    config = identity(cfg)
+    config = identity(cfg) | {"inputs": inputs(cfg)}
     recorded = study.user_attrs.get("config")
     if recorded is None:
         study.set_user_attr("config", config)
         study.set_user_attr("overrides", made_by()["overrides"])
         recorded = config
+    recorded.setdefault("inputs", config["inputs"])  # a study of before they were recorded
     unlike = differences(recorded, config)
     if unlike:
         raise InputError(
@@ -269,6 +272,15 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     config["search"] = {key: value for key, value in config["search"].items() if key not in free}
     content: dict[str, Any] = json.loads(json.dumps(config))  # as the storage gives it back
     return content
+
+
+def inputs(cfg: DictConfig) -> dict[str, Any] | None:
+    """What the features of ``cfg`` were made of, or the fingerprint of the images of a search of stage 1."""
+    if cfg.search.objective == "pretrain.run.pretrain":
+        folder = Path(cfg.data.folder)
+        return {"images": images_fingerprint(read_split(folder, s) for s in SPLITS)} if is_complete(folder) else None
+    folder = cfg.features.folder and Path(cfg.features.folder)
+    return read_origin(folder) if folder and (folder / "train.safetensors").exists() else None
 
 
 def trial_config(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig:

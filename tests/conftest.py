@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from omegaconf import open_dict
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-import train  # noqa: F401  (registers the resolver that the configuration uses)
+import train
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: several run at a time
@@ -84,6 +86,23 @@ def toy(folder):
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=10",
     ]
+
+
+def run_command(patch, *overrides):
+    """``python train.py`` with overrides, in this process and in the current folder; what it says when it fails."""
+    patch.setattr(sys, "argv", ["train.py", f"--config-path={ROOT / 'conf'}", *map(str, overrides)])
+    try:
+        train.main()
+    except SystemExit as end:
+        return str(end.code)
+    return ""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """``run_command`` in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    return partial(run_command, monkeypatch)
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 import json
 import re
-import sys
 
 import pytest
 
-import train
 from pretrain.store import read_split
-from tests.conftest import ROOT
 from tests.pretrain import layouts
 
 TINY_CLASSES = {"train": 3, "val": 2, "test": 2}
@@ -33,22 +30,6 @@ META = [
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
 ]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """``python train.py`` with overrides, in this process and in ``tmp_path``; what it says when it fails."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*overrides):
-        monkeypatch.setattr(sys, "argv", ["train.py", f"--config-path={ROOT / 'conf'}", *map(str, overrides)])
-        try:
-            train.main()
-        except SystemExit as end:
-            return str(end.code)
-        return ""
-
-    return run
 
 
 def case(folder, name):
@@ -80,7 +61,7 @@ def case(folder, name):
         layouts.omniglot(raw, split_file)
         return ["data=omniglot", f"data.source.split_file={split_file}", "data.source.images_per_class=3", *GLYPHS_LIKE]
     layouts.image_folder(raw, with_splits=name == "image_folder-splits")
-    return ["data=image_folder", "data.name=birds", "data.source.image_size=16", *GLYPHS_LIKE]
+    return ["experiment=own_1shot", "data.name=birds", "data.source.image_size=16", *GLYPHS_LIKE]
 
 
 CASES = {
@@ -144,7 +125,7 @@ def test_the_authors_features_need_no_stage_1(command, tmp_path):
             r"\(2\) mini-imagenet-cache-train.pkl.*\(3\) train.csv",
         ),
         (["data=tiered_imagenet"], r"data.source.path is not set.*\(1\) .*\(2\) {train,val,test}_images_png.pkl"),
-        (["data=image_folder"], "data.source.path is not set; .*<split>/<class>/<image>"),
+        (["experiment=own_1shot"], "data.source.path is not set; .*<split>/<class>/<image>"),
         (["data=mini_imagenet", "data.source.path=nowhere"], "data.source.path=nowhere is not a folder"),
         (
             ["experiment=mini_1shot", "features=leo_embeddings"],

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leo.episodes import check_task_size
-from leo.features import FeatureTable
+from leo.features import FeatureTable, check_origin
 from leo.learner import Learner
 from leo.methods import METHODS
 from leo.run import read_checkpoint
 from leo.trained import rebuild
 from runner.errors import InputError
-from runner.folder import differences
 
 
 class Method(NamedTuple):
@@ -55,11 +54,7 @@ def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Me
                 f"{path} was trained with {key}={config[key]}, the analysis is of {key}={getattr(sizes, key)}; "
                 f"choose the experiment that the checkpoint was trained with"
             )
-    if changed := differences(config["features_origin"], tables["train"].identity):
-        raise InputError(
-            f"{path} was trained on other features ({'; '.join(changed)}); choose data=, backbone= and features= as "
-            f"it was trained with"
-        )
+    check_origin(config["features_origin"], tables["train"].identity, path, "the features given")
     val, test = (tables[split]._replace(features=normalizer(tables[split].features)) for split in ("val", "test"))
     ablation = config["names"]["ablation"].replace("_", " ")
     name = METHODS[settings["_target_"]]

@@ -10,9 +10,12 @@ from torchvision.datasets import CIFAR100
 
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import Split, Splits, split_rows, write_store
+from pretrain.store import SPLITS
 from runner.errors import InputError
 
 log = logging.getLogger(__name__)
+
+FOLDER = "cifar-100-python"
 
 
 def build(folder: Path, *, path: str, data: str, split_file: str, images_per_class: int) -> None:
@@ -25,12 +28,14 @@ def build(folder: Path, *, path: str, data: str, split_file: str, images_per_cla
         data=data,
         image_shape=(32, 32, 3),
         source={"split_file": split_file},
+        root=Path(path, FOLDER),
+        list_files=lambda root: dict.fromkeys(SPLITS, ("train", "test", "meta")),
         open_source=partial(_open, Path(path), split_file, images_per_class),
     )
 
 
 def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Splits]:
-    root = path / "cifar-100-python"
+    root = path / FOLDER
     if not root.is_dir():
         log.info("downloading CIFAR-100 to %s", path)
         try:
@@ -65,9 +70,7 @@ def _open(path: Path, split_file: str, images_per_class: int) -> tuple[str, Spli
         if absent := sorted(wanted - set(groups[kind].values())):
             raise InputError(f"{root} lacks the {kind}(es) {', '.join(absent)} of {split_file}")
         listed[split] = {name: classes[name].tolist() for name in sorted(classes) if groups[kind][name] in wanted}
-    return "cifar-100-python", {
-        split: partial(Split, members, lambda index: images[index]) for split, members in listed.items()
-    }
+    return FOLDER, {split: partial(Split, members, lambda index: images[index]) for split, members in listed.items()}
 
 
 def _load(file: Path, *keys: str) -> dict[str, Any]:

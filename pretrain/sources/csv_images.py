@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.sources.images import decode
-from pretrain.sources.writing import Expected, Format, Split, Splits, check_counts
+from pretrain.sources.writing import Expected, Files, Format, Split, Splits, check_counts
 from runner.errors import InputError, MissingFileError
 
 
@@ -40,7 +40,15 @@ def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits
     return listed
 
 
-FORMAT = Format("train.csv, val.csv, test.csv (one header line, rows image,class) and images/", matches, splits)
+def files(path: Path, expected: dict[str, Expected]) -> Files:
+    """The CSV file of each split, and the images that its rows name."""
+    return {
+        split: [f"{split}.csv", *(f"images/{image}" for _, image, _ in _rows(path / f"{split}.csv"))]
+        for split in expected
+    }
+
+
+FORMAT = Format("train.csv, val.csv, test.csv (one header line, rows image,class) and images/", matches, splits, files)
 
 
 def _rows(file: Path) -> list[tuple[int, str, str]]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pretrain.sources.images import decode
-from pretrain.sources.writing import Expected, Format, Split, Splits, check_counts
+from pretrain.sources.walk import is_litter
+from pretrain.sources.writing import Expected, Files, Format, Split, Splits, check_counts
 from runner.errors import InputError, MissingFileError
 
 _CLASS = re.compile(r"(n\d{8})(\.tar)?")
@@ -46,11 +47,25 @@ def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits
     return {split: partial(Split, classes, read) for split, classes in listed.items()}
 
 
+def files(path: Path, expected: dict[str, Expected]) -> Files:
+    """The images of class folders; class archives as a whole, so that they need not be listed."""
+    return {
+        split: [file for name, places in wanted.classes.items() for file in _files(path, name, places)]
+        for split, wanted in expected.items()
+    }
+
+
+def _files(path: Path, name: str, places: list[int] | None) -> list[str]:
+    is_folder = (path / name).is_dir()
+    return [part.file for part in _chosen(path, name, places)] if is_folder else [f"{name}.tar"]
+
+
 FORMAT = Format(
     "the class folders or class archives of the ILSVRC-2012 training images (n01440764/ or n01440764.tar, ...; "
     "ILSVRC2012_img_train.tar is the archive of these archives: unpack it once)",
     matches,
     splits,
+    files,
 )
 
 
@@ -77,7 +92,7 @@ def _chosen(path: Path, name: str, places: list[int] | None) -> list[Part]:
 def _parts(path: Path, name: str) -> list[Part]:
     folder, archive = path / name, path / f"{name}.tar"
     if folder.is_dir():
-        visible = (child.name for child in folder.iterdir() if not child.name.startswith("."))
+        visible = (child.name for child in folder.iterdir() if not is_litter(child.name))
         return [Part(f"{name}/{file}", "", 0, -1) for file in visible]
     if not archive.is_file():
         raise MissingFileError(f"class {name} is missing in {path}: neither {name}/ nor {name}.tar is there")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain.sources import csv_images, ilsvrc, mini_pickles, tiered_pickles
-from pretrain.sources.writing import Format, Splits, detect, ilsvrc_classes, write_store
+from pretrain.sources.writing import Files, Format, Splits, detect, ilsvrc_classes, write_store
 
 MINI = {"ilsvrc": ilsvrc.FORMAT, "pickles": mini_pickles.FORMAT, "csv": csv_images.FORMAT}
 TIERED = {"ilsvrc": ilsvrc.FORMAT, "pickles": tiered_pickles.FORMAT}
@@ -35,10 +35,16 @@ def _build(
         name, root = detect(path, formats)
         return name, formats[name].splits(root, ilsvrc_classes(split_file, num_images), image_size)
 
+    def list_files(root: Path) -> Files:
+        name, _ = detect(str(root), formats)
+        return formats[name].files(root, ilsvrc_classes(split_file, num_images))
+
     write_store(
         folder,
         data=data,
         image_shape=(image_size, image_size, 3),
         source={"image_size": image_size, "split_file": split_file},
+        root=None if path is None else Path(path),
+        list_files=list_files,
         open_source=open_source,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pretrain.export import write
+from pretrain.fingerprint import changes, digest, read_records, record, write_records
 from pretrain.sources.unpickle import by_text, load, text
 from pretrain.sources.writing import check_total, existing, ilsvrc_classes
 from pretrain.store import SPLITS
@@ -18,6 +19,7 @@ from runner.folder import taking_turns
 log = logging.getLogger(__name__)
 
 DATA = {"mini_imagenet": "miniImageNet", "tiered_imagenet": "tieredImageNet"}  # our name: theirs
+RECORDS = "files.csv"  # of the pickles, next to the features
 KEYS = {"keys", "embeddings"}
 
 
@@ -31,22 +33,28 @@ def build(
     split_file: str | None,
     num_images: Mapping[str, int] | None,
 ) -> None:
-    """Write the feature files that ``folder`` lacks, the number of classes and of images of each split checked."""
+    """Write the feature files that ``folder`` lacks, the number of classes and of images of each split checked.
+
+    Complete ones are compared with the pickles at ``path`` that they were made of, where those are there.
+    """
     missing = [split for split in SPLITS if not (folder / f"{split}.safetensors").exists()]
     if not missing:
+        check_files(folder, path, data, crop)
         return
     if data not in DATA or split_file is None:
         raise InputError(f"the authors published no features of data={data}; use data={' or data='.join(DATA)}")
-    inner = Path(DATA[data], crop)
+    inner, names = _names(data, crop)
     root = existing(
         path, "features.source.path", f"{inner}/{{train,val,test}}_embeddings.pkl, the authors' embeddings/"
     )
-    files = {split: root / inner / f"{split}_embeddings.pkl" for split in missing}
+    files = {split: root / name for split, name in zip(SPLITS, names, strict=True)}
     for file in files.values():
         if not file.is_file():
             raise MissingFileError(f"{file} does not exist; features.source.path is the folder with {inner}/")
     expected = ilsvrc_classes(split_file, num_images)
     with taking_turns(folder / ".build.lock", f"the features in {folder}"):
+        records = record(root, names, {})
+        write_records(folder / RECORDS, records)
         for split, file in files.items():
             features, offsets, names = _read(file, split, len(expected[split].classes), expected[split].num_images)
             config = {"source": "leo_embeddings", "crop": crop, "split_file": split_file}
@@ -58,6 +66,7 @@ def build(
                 {
                     "split": split,
                     "data": data,
+                    "images": digest(records),  # of what stands for them
                     "layer": str(layer),
                     "extractor": "WRN-28-10 of the authors",
                     "checkpoint": "",
@@ -66,6 +75,24 @@ def build(
                 },
             )
             log.info("%s: %s, %d classes, %d images", folder, split, len(names), len(features))
+
+
+def _names(data: str, crop: str) -> tuple[Path, list[str]]:
+    """The folder of the authors' files of ``data``, and a file for each split, relative to embeddings/."""
+    inner = Path(DATA[data], crop)
+    return inner, [(inner / f"{split}_embeddings.pkl").as_posix() for split in SPLITS]
+
+
+def check_files(folder: Path, path: str | None, data: str, crop: str) -> None:
+    """Raise where the features in ``folder`` were made of other pickles than those at ``path``."""
+    recorded = read_records(folder / RECORDS)
+    if path is None or data not in DATA or not recorded or not Path(path, _names(data, crop)[0]).is_dir():
+        return
+    if found := changes(Path(path), _names(data, crop)[1], recorded):
+        raise InputError(
+            f"{path} is not what {folder} was made of (fingerprint {digest(recorded.values())[:12]}): {found}. Delete "
+            f"{folder}, or give another features.folder"
+        )
 
 
 def _read(file: Path, split: str, num_classes: int, num_images: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pretrain.sources.images import resize
 from pretrain.sources.unpickle import by_text, load
-from pretrain.sources.writing import Expected, Format, Split, Splits, check_counts
+from pretrain.sources.writing import Expected, Files, Format, Split, Splits, check_counts
 from runner.errors import InputError, MissingFileError
 
 
@@ -22,7 +22,12 @@ def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits
     return {split: partial(_open, files[split], split, wanted, image_size) for split, wanted in expected.items()}
 
 
-FORMAT = Format("mini-imagenet-cache-train.pkl, -val.pkl (or -validation.pkl) and -test.pkl", matches, splits)
+def files(path: Path, expected: dict[str, Expected]) -> Files:
+    """The pickle of each split."""
+    return {split: [_file(path, split).name] for split in expected}
+
+
+FORMAT = Format("mini-imagenet-cache-train.pkl, -val.pkl (or -validation.pkl) and -test.pkl", matches, splits, files)
 
 
 def _file(path: Path, split: str) -> Path:

@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from torchvision.datasets import Omniglot
 
 from pretrain.sources.images import decode
-from pretrain.sources.writing import Split, Splits, split_rows, write_store
+from pretrain.sources.writing import Files, Split, Splits, split_rows, write_store
 from runner.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
+FOLDER = "omniglot-py"
 PARTS = {"images_background": True, "images_evaluation": False}  # folder: torchvision's ``background``
 
 
@@ -37,12 +39,14 @@ def build(
         data=data,
         image_shape=(image_size, image_size, 1),
         source={"image_size": image_size, "split_file": split_file, "rotations": rotations},
+        root=Path(path, FOLDER),
+        list_files=partial(_list_files, split_file, images_per_class),
         open_source=partial(_open, Path(path), image_size, split_file, images_per_class, rotations),
     )
 
 
 def _open(path: Path, image_size: int, split_file: str, images_per_class: int, rotations: bool) -> tuple[str, Splits]:
-    root = path / "omniglot-py"
+    root = path / FOLDER
     for part, background in PARTS.items():
         if (root / part).is_dir():
             continue
@@ -55,20 +59,34 @@ def _open(path: Path, image_size: int, split_file: str, images_per_class: int, r
                 f"images_background.zip and images_evaluation.zip, unpack both into omniglot-py/, and add "
                 f"data.source.path=PATH, the folder with omniglot-py/"
             ) from error
-    alphabets = {alphabet.name: alphabet for part in PARTS for alphabet in (root / part).glob("*")}
     listed: dict[str, dict[str, list[Drawing]]] = {}
-    for split, rows in split_rows(split_file).items():
+    for split, characters in _characters(root, split_file, images_per_class).items():
         listed[split] = {}
-        turns = range(4) if rotations and split == "train" else range(1)
-        for row in rows:
-            for number in range(int(row["first"]), int(row["last"]) + 1):
-                name = f"{row['alphabet']}/character{number:02d}"
-                files = _files(root, alphabets.get(row["alphabet"]), name, images_per_class)
-                for quarters in turns:
-                    turned = f"{name}/rot{90 * quarters:03d}" if quarters else name
-                    listed[split][turned] = [Drawing(file, quarters) for file in files]
+        for name, files in characters.items():
+            for quarters in range(4) if rotations and split == "train" else range(1):
+                turned = f"{name}/rot{90 * quarters:03d}" if quarters else name
+                listed[split][turned] = [Drawing(file, quarters) for file in files]
     read = partial(_read, root, image_size)
-    return "omniglot-py", {split: partial(Split, classes, read) for split, classes in listed.items()}
+    return FOLDER, {split: partial(Split, classes, read) for split, classes in listed.items()}
+
+
+def _list_files(split_file: str, images_per_class: int, root: Path) -> Files:
+    listed = _characters(root, split_file, images_per_class)
+    return {split: list(chain.from_iterable(characters.values())) for split, characters in listed.items()}
+
+
+def _characters(root: Path, split_file: str, images_per_class: int) -> dict[str, dict[str, list[str]]]:
+    """The drawings of each character of each split."""
+    alphabets = {alphabet.name: alphabet for part in PARTS for alphabet in (root / part).glob("*")}
+    return {
+        split: {
+            name: _files(root, alphabets.get(row["alphabet"]), name, images_per_class)
+            for row in rows
+            for number in range(int(row["first"]), int(row["last"]) + 1)
+            for name in [f"{row['alphabet']}/character{number:02d}"]
+        }
+        for split, rows in split_rows(split_file).items()
+    }
 
 
 def _files(root: Path, alphabet: Path | None, name: str, images_per_class: int) -> list[str]:

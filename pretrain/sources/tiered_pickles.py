@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pretrain.sources.images import decode
 from pretrain.sources.unpickle import by_text, load, text
-from pretrain.sources.writing import Expected, Format, Split, Splits, check_total
+from pretrain.sources.writing import Expected, Files, Format, Split, Splits, check_total
 from runner.errors import InputError, MissingFileError
 
 
@@ -20,13 +20,22 @@ def matches(path: Path) -> bool:
 def splits(path: Path, expected: dict[str, Expected], image_size: int) -> Splits:
     """Two pickles a split, opened when its turn comes; memory as for miniImageNet's."""
     for split in expected:
-        for name in (f"{split}_images_png.pkl", f"{split}_labels.pkl"):
+        for name in _names(split):
             if not (path / name).is_file():
                 raise MissingFileError(f"{name} is missing in {path}")
     return {split: partial(_open, path, split, wanted, image_size) for split, wanted in expected.items()}
 
 
-FORMAT = Format("{train,val,test}_images_png.pkl and {train,val,test}_labels.pkl", matches, splits)
+def files(path: Path, expected: dict[str, Expected]) -> Files:
+    """The two pickles of each split."""
+    return {split: _names(split) for split in expected}
+
+
+def _names(split: str) -> list[str]:
+    return [f"{split}_images_png.pkl", f"{split}_labels.pkl"]
+
+
+FORMAT = Format("{train,val,test}_images_png.pkl and {train,val,test}_labels.pkl", matches, splits, files)
 
 
 def _open(path: Path, split: str, expected: Expected, image_size: int) -> Split:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from pretrain.store import SPLITS, missing_splits, stream_split
+from pretrain.fingerprint import changes, digest, few, read_records, record, shown, write_records
+from pretrain.sources.images import AGAIN
+from pretrain.store import SPLITS, missing_splits, read_split, stream_split
 from runner.errors import InputError, MissingFileError
 from runner.folder import taking_turns
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 256  # images decoded before they are written
+_SHOWN = 100  # bad files named in a message
 
 
 class Split(NamedTuple):
@@ -32,6 +36,7 @@ class Split(NamedTuple):
 
 
 Splits = Mapping[str, Callable[[], Split]]  # by name; each is opened when its turn comes
+Files = Mapping[str, Sequence[str]]  # by split: the files that it is made of, relative to the source
 
 
 class Expected(NamedTuple):
@@ -44,9 +49,10 @@ class Expected(NamedTuple):
 class Format(NamedTuple):
     """One way in which a data set circulates."""
 
-    files: str  # what lies at the path, for messages
+    layout: str  # what lies at the path, for messages
     matches: Callable[[Path], bool]
     splits: Callable[[Path, dict[str, Expected], int], Splits]  # of path, what they must hold, image size
+    files: Callable[[Path, dict[str, Expected]], Files]  # of path, what they must hold
 
 
 def write_store(
@@ -55,38 +61,113 @@ def write_store(
     data: str,
     image_shape: tuple[int, int, int],
     source: dict[str, Any],
+    root: Path | None,
+    list_files: Callable[[Path], Files],
     open_source: Callable[[], tuple[str, Splits]],
 ) -> None:
-    """Write the splits that ``folder`` lacks; splits made by other settings are an error.
+    """Write the splits that ``folder`` lacks; splits made by other settings, or of other files, are an error.
 
-    ``open_source`` gives the format's name and its splits; it is called only where one is missing. Safe to call from
-    several processes at once: one writes, the others wait and find the work done. Memory: the list of the images
-    (about 200 bytes each), what a format keeps open, and ``_CHUNK`` decoded images.
+    ``open_source`` gives the format's name and its splits; it is called only where one is missing. ``list_files``
+    lists the files below ``root`` that they are made of: a store that is complete is compared with them, where they
+    are still there. Safe to call from several processes at once: one writes, the others wait and find the work done.
+    Memory: the list of the images (about 600 bytes each), what a format keeps open, and ``_CHUNK`` decoded images.
     """
+    data = str(data)  # a name such as 2024 arrives as a number
+    if Path(data).name != data or data == "None":
+        raise InputError(f"data.name={data} is not the name of a folder; give one without slashes, like birds")
     if not missing_splits(folder, data, source):
+        check_files(folder, SPLITS, root, list_files)
         return
     with taking_turns(folder / ".build.lock", f"the images in {folder}"):
         if not missing_splits(folder, data, source):
+            check_files(folder, SPLITS, root, list_files)
             return
         format_name, splits = open_source()
         source = source | {"format": format_name}
+        missing = missing_splits(folder, data, source)
+        check_files(folder, [split for split in SPLITS if split not in missing], root, list_files)
         log.info("%s: making the images from %s", folder, format_name)
-        for split in missing_splits(folder, data, source):
-            _write(folder, data, split, splits[split](), image_shape, source)
+        assert root is not None
+        files = list_files(root)
+        for split in missing:
+            _write(folder, data, split, splits[split](), image_shape, source, root, files[split])
+
+
+def check_files(folder: Path, splits: Sequence[str], root: Path | None, list_files: Callable[[Path], Files]) -> None:
+    """Raise where ``splits`` of the store ``folder`` were made of other files than those below ``root``.
+
+    Accepted: a copy of the files, a source that is gone, and a store that was made before its files were recorded.
+    """
+    if root is None or not root.is_dir() or not splits:
+        return
+    recorded = {split: read_records(_records_path(folder, split)) for split in splits}
+    for split, records in recorded.items():
+        if read_split(folder, split).files != digest(records.values()):
+            log.info("%s: what its %s split was made of is not recorded, and not compared", folder, split)
+            return
+    files = list_files(root) if any(root.iterdir()) else {}
+    names = [name for split in splits for name in files.get(split, ())]
+    if not names:
+        log.info("%s: no file is left in %s; the store is used", folder, root)
+        return
+    found = changes(root, names, {name: one for records in recorded.values() for name, one in records.items()})
+    if found:
+        classes = [name for split in splits for name in read_split(folder, split).class_names]
+        fingerprint = digest(one for records in recorded.values() for one in records.values())
+        raise InputError(
+            f"{shown(root)} is not what {folder} was made of: {found}. The store holds {len(classes):,} classes "
+            f"({few(classes)}) of files with the fingerprint {fingerprint[:12]}. Delete {folder} and what was made of "
+            f"it (features, runs), or keep both: give the images of now another data.name"
+        )
+    now = {one.name: one for one in found.records}
+    for split, records in recorded.items():
+        fresh = [now[name] for name in records]
+        if fresh != list(records.values()):
+            with suppress(OSError):  # a store that may only be read: the files are read again each time
+                write_records(_records_path(folder, split), fresh)
+
+
+def _records_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.files.csv"
 
 
 def _write(
-    folder: Path, data: str, split: str, images: Split, image_shape: tuple[int, int, int], source: dict[str, Any]
+    folder: Path,
+    data: str,
+    split: str,
+    images: Split,
+    image_shape: tuple[int, int, int],
+    source: dict[str, Any],
+    root: Path,
+    files: Sequence[str],
 ) -> None:
     items = list(chain.from_iterable(images.classes.values()))
+    before = read_records(_records_path(folder, split))  # of an attempt that did not come to its end
+    records = record(root, files, before)
+    same = [before.get(one.name, one).sha256 == one.sha256 for one in records]
+    # Where each image is a file, those before the first changed one are kept.
+    num_kept = len(items) if all(same) else same.index(False) if len(files) == len(items) else 0
+    bad: list[InputError] = []
+
+    def attempt(item: Any) -> NDArray[np.uint8] | InputError:
+        try:
+            return images.read(item)
+        except InputError as error:
+            return error
+
     with Progress(console=Console(stderr=True)) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def images_after(done: int) -> Iterator[NDArray[np.uint8]]:
+            write_records(_records_path(folder, split), records)  # when images of other files have been cut off
             bar = progress.add_task(f"{data}: {split}", total=len(items), completed=done)
             for start in range(done, len(items), _CHUNK):
-                for image in pool.map(images.read, items[start : start + _CHUNK]):
-                    yield image
+                for image in pool.map(attempt, items[start : start + _CHUNK]):
+                    if isinstance(image, InputError):
+                        bad.append(image)
+                    elif not bad:  # what follows a bad image is read, to find all of them, but not written
+                        yield image
                     progress.advance(bar)
+            refuse(bad, len(items), "images")
 
         stream_split(
             folder,
@@ -97,12 +178,29 @@ def _write(
             data=data,
             source=source,
             content="\n".join(map(repr, items)),
+            files=digest(records),
+            num_kept=num_kept,
         )
+
+
+def refuse(bad: Sequence[object], total: int, what: str) -> None:
+    """Raise where something is ``bad``: all of it in one message, a line each."""
+    if not bad:
+        return
+    said = [str(one).removesuffix(AGAIN) for one in bad]
+    if len(said) == 1:
+        raise InputError(said[0] + AGAIN)
+    lines = "".join(f"\n  {one}" for one in said[:_SHOWN])
+    more = f"\n  and {len(said) - _SHOWN:,} more" if len(said) > _SHOWN else ""
+    raise InputError(
+        f"{len(said):,} of {total:,} {what} cannot be used; replace or remove them and start again, which goes on from "
+        f"there:{lines}{more}"
+    )
 
 
 def detect(path: str | None, formats: Mapping[str, Format]) -> tuple[str, Path]:
     """The name of the first of ``formats`` that lies at ``path``, the value of data.source.path; and the path."""
-    looked_for = "; ".join(f"({i}) {format.files}" for i, format in enumerate(formats.values(), start=1))
+    looked_for = "; ".join(f"({i}) {format.layout}" for i, format in enumerate(formats.values(), start=1))
     root = existing(path, "data.source.path", looked_for)
     for name, format in formats.items():
         if format.matches(root):
@@ -161,8 +259,8 @@ def check_counts(where: Path, split: str, sizes: Mapping[str, int], expected: Ex
     if absent or surplus:
         raise InputError(
             f"{where}: the {split} split has {len(sizes)} classes, expected {len(expected.classes)}"
-            + (f"; it lacks {_few(absent)}" if absent else "")
-            + (f"; it should not have {_few(surplus)}" if surplus else "")
+            + (f"; it lacks {few(absent)}" if absent else "")
+            + (f"; it should not have {few(surplus)}" if surplus else "")
         )
     for name, places in expected.classes.items():
         if places is not None and sizes[name] != len(places):
@@ -176,7 +274,3 @@ def check_total(where: Path, split: str, found: int, expected: int) -> None:
     """Raise where a split has another number of images than it should."""
     if found != expected:
         raise InputError(f"{where}: the {split} split has {found:,} images, expected {expected:,}")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,9 +4,12 @@ import csv
 import os
 import re
 import shutil
+from pathlib import Path
+from struct import pack
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewshot import FewShotClassifier
 from fewshot.predict import predict
@@ -126,6 +129,64 @@ def test_a_loose_file_beside_the_class_folders_is_listed(run, tmp_path, capsys):
     _, page = run(folder, folder)
     assert "loose.pngisnotinaclassfolder" in "".join(capsys.readouterr().out.split())  # lines break anywhere
     assert "loose.png is not in a class folder" in page
+
+
+def malformed_exif(orientation):
+    """An Exif block with an orientation, and a rational number without a denominator, as some editors leave it."""
+    entries = pack("<HHL", 0x112, 3, 1) + bytes([orientation, 0, 0, 0]) + pack("<HHLL", 0x11A, 10, 1, 38)
+    return b"Exif\0\0II*\0" + pack("<L", 8) + pack("<H", 2) + entries + pack("<L", 0) + pack("<ll", -1, 0)
+
+
+def test_files_as_people_have_them(run, tmp_path, capsys, caplog):
+    """Malformed Exif, names that are not UTF-8, links to folders in a loop, litter, films, pipes, dead links."""
+    support, query = tmp_path / "support", tmp_path / "query"
+    write_classes(support, [40, 41], [2, 2])
+    write_classes(tmp_path / "elsewhere", [42], [2])
+    (support / "class 42").symlink_to(tmp_path / "elsewhere" / "class 42")
+    (support / "class 40").rename(os.fsdecode(os.fsencode(support) + b"/\xe9toile"))
+    for folder in (support, support / "class 41", query / "@eaDir", query / "__MACOSX", support / "__MACOSX"):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+        (folder / "desktop.ini").write_text("[.ShellClassInfo]")
+    stripes(41, 9).save(query / os.fsdecode(b"caf\xe9.png"))
+    tall = stripes(41, 9, size=24)
+    tall.crop((0, 0, 24, 12)).save(query / "turned.jpg", exif=malformed_exif(6), quality=95)
+    tall.crop((0, 0, 24, 12)).transpose(Image.Transpose.ROTATE_270).save(query / "upright.png")
+    (query / "clip.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    (query / "dead.png").symlink_to("/nowhere/dead.png")
+    os.mkfifo(query / "pipe.png")
+    (tmp_path / "album").mkdir()
+    stripes(42, 9).save(tmp_path / "album" / "linked.png")
+    (query / "album").symlink_to(tmp_path / "album")
+    (tmp_path / "album" / "back").symlink_to(query)
+    (query / "again").symlink_to(tmp_path / "album")
+    rows, page = run(support, query)
+    assert [Path(row["path"]).name for row in rows] == ["linked.png", "caf\ufffd.png", "turned.jpg", "upright.png"]
+    assert float(rows[2]["probability"]) == pytest.approx(float(rows[3]["probability"]), abs=0.02)
+    assert "\ufffdtoile" in page
+    assert "caf\ufffd.png" in page
+    out = "".join(capsys.readouterr().out.split())
+    assert "Skipped3:" in out
+    assert "clip.mp4isnotanimage:itisafilm" in out
+    assert "dead.pngcannotbeopened:itleadsto/nowhere/dead.png,Nosuchfileordirectory" in out
+    assert "pipe.pngisapipe,asocketoradevice,notafile" in out
+    assert "Thumbs.db" not in page
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("3 files will be skipped: ")
+    rows, _ = run(support, support)
+    assert len(rows) == 6
+
+
+def test_of_a_large_file_that_is_no_image_little_is_read(run, tmp_path):
+    """A film of 64 GB, most of it a hole: it could not be read whole."""
+    write_classes(tmp_path / "support", [40, 41], [2, 2])
+    write_classes(tmp_path / "query", [40], [1])
+    with (tmp_path / "query" / "film.mkv").open("wb") as file:
+        file.write(b"\x1aE\xdf\xa3")
+        file.truncate(64 << 30)
+    rows, page = run(tmp_path / "support", tmp_path / "query")
+    assert len(rows) == 1
+    assert "film.mkv is not an image: it is a film (Matroska or WebM)" in page
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

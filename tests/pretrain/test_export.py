@@ -17,7 +17,7 @@ from pretrain.export import Origin, export
 from pretrain.store import ImageStore
 from pretrain.wide_resnet import WideResNet
 
-ORIGIN = Origin(checkpoint="c0ffee", crop="full", config={"seed": 0, "data": {"images": 48}})
+ORIGIN = Origin(images="f00d", checkpoint="c0ffee", crop="full", config={"seed": 0, "data": {"images": 48}})
 TO_INPUT = partial(to_float, mean=torch.tensor([0.5]), std=torch.tensor([0.25]))
 
 
@@ -63,6 +63,7 @@ def test_files_of_several_layers_and_splits(tmp_path: Path) -> None:
                 "format": "leo-features-1",
                 "split": store.split,
                 "data": "noise",
+                "images": "f00d",
                 "class_names": json.dumps(store.class_names),
                 "layer": str(layer),
                 "extractor": "WRN-10-1",

@@ -1,12 +1,14 @@
 """Encoded images of every kind that lies about, decoded to one."""
 
+import struct
+import sys
 from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pretrain.sources.images import decode, resize
+from pretrain.sources.images import decode, no_image, resize, upright
 
 
 def encoded(image, kind="PNG", **options):
@@ -88,7 +90,7 @@ def test_both_sides_are_resized_at_once_and_a_fitting_image_is_left_alone():
     [
         (b"", r"image birds/a.png is empty \(0 bytes\); replace it and start again"),
         (b"GIF89a?", "image birds/a.png is truncated or damaged|is not an image"),
-        (b"<html>", "image birds/a.png is not an image; replace it"),
+        (b"<html>", "image birds/a.png is not an image: it is a web page; replace it"),
         (
             encoded(Image.effect_noise((64, 64), 50))[:-200],
             r"image birds/a.png is truncated or damaged \(.*\); replace",
@@ -101,3 +103,57 @@ def test_both_sides_are_resized_at_once_and_a_fitting_image_is_left_alone():
 def test_what_is_no_image_is_named(content, message):
     with pytest.raises(ValueError, match=message):
         decode(content, "birds/a.png", 8, "RGB")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"\0\0\0\x18ftypheic", r"it is HEIC, which needs the extra .heic. .pip install -e '.\[heic\]'"),
+        (b"\0\0\0\x18ftypmif1", "it is HEIC"),
+        (b"\0\0\0\x18ftypmp42", "it is a film .MP4, QuickTime"),
+        (b"RIFF\x10\0\0\0AVI LIST", "it is a film .AVI"),
+        (b"\0\0\x01\xba", "it is a film .MPEG"),
+        (b"PK\x03\x04", "it is a ZIP archive"),
+        (b"\xef\xbb\xbf  <svg>", "it is a drawing .SVG"),
+        (b"RIFF\x10\0\0\0WEBP", "is not an image"),
+        (b"\xff\x0a", "it is JPEG XL"),
+        (b"\0" * 64, "is not an image; replace it"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(tmp_path, head, message):
+    if "pillow_heif" in sys.modules and "HEIC" in message:
+        message = "is not an image|is truncated or damaged"
+    path = tmp_path / "IMG_1.jpg"
+    path.write_bytes(head + bytes(200))
+    for content in (path, path.read_bytes()):
+        with pytest.raises(ValueError, match=f"image IMG_1 .*{message}"):
+            decode(content, "IMG_1", 8, "RGB")
+
+
+def test_heic_is_read_with_its_extra(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason='the extra "heic" is not installed')
+    heif.from_pillow(Image.new("RGB", (40, 30), (200, 30, 30))).save(tmp_path / "IMG_1.HEIC")
+    assert no_image(tmp_path / "IMG_1.HEIC") is None
+    pixels = decode(tmp_path / "IMG_1.HEIC", "IMG_1.HEIC", 8, "RGB", is_photograph=True)
+    assert abs(pixels.astype(int) - (200, 30, 30)).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_pillow_turns_it(orientation):
+    image = Image.effect_noise((12, 8), 50)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    file = BytesIO()
+    image.save(file, "PNG", exif=exif)
+    opened = Image.open(file)
+    assert np.array_equal(upright(opened), ImageOps.exif_transpose(opened))
+
+
+def test_an_orientation_that_cannot_be_read_leaves_the_image(monkeypatch):
+    image = Image.effect_noise((12, 8), 50)
+
+    def fail(self):
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert upright(image) is image

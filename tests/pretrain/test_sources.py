@@ -6,12 +6,13 @@ import subprocess
 import sys
 import tarfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pretrain.sources import cifar, image_folder, imagenet, leo_embeddings, omniglot, writing
+from pretrain.sources import cifar, ilsvrc, image_folder, imagenet, images, leo_embeddings, omniglot, writing
 from pretrain.store import SPLITS, read_split
 from tests.pretrain import layouts
 from tests.pretrain.layouts import CLASSES, NAMES, NUMBERS, PLACES, colour
@@ -574,7 +575,12 @@ def test_damaged_omniglot(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("with_splits", "damage", "message"),
     [
-        (True, lambda raw: (raw / "val").rename(raw / "validation"), "has train and test, but not val; give all three"),
+        (
+            True,
+            lambda raw: (raw / "val").rename(raw / "eval"),
+            r"has folders of class folders called train, test, but none for val; give one folder each for train, "
+            r"val \(or valid, validation, dev\) and test, or class folders alone",
+        ),
         (
             True,
             lambda raw: (raw / "train/n01000001").rename(raw / "test/n01000002"),
@@ -632,7 +638,7 @@ def test_a_store_is_not_mixed_from_two_formats(tmp_path, mini):
         mini(path=str(tmp_path / "csv"))
 
 
-def test_after_a_bad_image_the_work_goes_on_where_it_stopped(tmp_path, mini):
+def test_after_a_bad_image_the_work_goes_on_where_it_stopped(tmp_path, mini, monkeypatch):
     layouts.ilsvrc_folders(tmp_path / "raw")
     bad = tmp_path / "raw/n01000002/n01000002_1001.JPEG"
     sound = bad.read_bytes()
@@ -640,11 +646,17 @@ def test_after_a_bad_image_the_work_goes_on_where_it_stopped(tmp_path, mini):
     with pytest.raises(ValueError, match="n01000002_1001.JPEG is empty"):
         mini()
     (partial_file,) = (tmp_path / "mini").glob(".*.partial")
-    # What is done is not read again: the first class may go bad now.
-    for file in (tmp_path / "raw/n01000001").glob("*.JPEG"):
-        file.write_bytes(b"")
+    decoded = []
+
+    def decode(content, name, *arguments):
+        decoded.append(Path(name).parent.name)
+        return images.decode(content, name, *arguments)
+
+    monkeypatch.setattr(ilsvrc, "decode", decode)
     bad.write_bytes(sound)
     mini()
+    assert "n01000001" not in decoded, "what is done is not decoded again"
+    assert set(decoded) >= {"n01000002", "n01000003"}
     assert not partial_file.exists()
     assert_colours(read_split(tmp_path / "mini", "train"), [colour(c, place - 1) for c in range(3) for place in PLACES])
     assert sorted(path.name for path in (tmp_path / "mini").glob(".*.partial")) == []
@@ -671,8 +683,8 @@ imagenet.build_tiered(Path(store), path=raw, data="birds", image_size=16, split_
 """
 
 
-def test_after_a_kill_the_work_goes_on_where_it_stopped(tmp_path):
-    """Killed while the 300th of 400 images is read: 256 of them are written, and are not read again."""
+def test_after_a_kill_the_work_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Killed while the 300th of 400 images is read: 256 of them are written, and are not decoded again."""
     split_file = tmp_path / "split.csv"
     split_file.write_text("split,class\ntrain,n01000001\nval,n02000001\ntest,n03000001\n")
     for name, count in {"n01000001": 400, "n02000001": 8, "n03000001": 8}.items():
@@ -689,8 +701,13 @@ def test_after_a_kill_the_work_goes_on_where_it_stopped(tmp_path):
     (begun,) = (tmp_path / "store").glob(".train*.partial")
     written = begun.stat().st_size // (16 * 16 * 3)
     assert 200 < written < 400
-    for k in range(200):
-        (tmp_path / "raw/n01000001" / f"n01000001_{k}.JPEG").write_bytes(b"")
+    decoded = []
+
+    def decode(content, name, *arguments):
+        decoded.append(name)
+        return images.decode(content, name, *arguments)
+
+    monkeypatch.setattr(ilsvrc, "decode", decode)
     imagenet.build_tiered(
         tmp_path / "store",
         path=str(tmp_path / "raw"),
@@ -699,6 +716,7 @@ def test_after_a_kill_the_work_goes_on_where_it_stopped(tmp_path):
         split_file=str(split_file),
         num_images={"train": 400, "val": 8, "test": 8},
     )
-    images = read_split(tmp_path / "store", "train").images
-    assert torch.equal(images[:, 0, 0], torch.tensor([colour(1, k % 25) for k in range(400)]).to(torch.uint8))
-    assert images.eq(images[:, :1, :1]).all()
+    assert len(decoded) == 400 - written + 16
+    pixels = read_split(tmp_path / "store", "train").images
+    assert torch.equal(pixels[:, 0, 0], torch.tensor([colour(1, k % 25) for k in range(400)]).to(torch.uint8))
+    assert pixels.eq(pixels[:, :1, :1]).all()

@@ -44,7 +44,7 @@ def test_what_is_written_is_read(folder) -> None:
     assert torch.equal(store.images, IMAGES)
     assert torch.equal(store.offsets, OFFSETS)
     assert store.labels.tolist() == [0, 0, 1, 1, 1]
-    assert store[2:] == (["wren", "kite"], "val", "birds", {"image_size": 4})
+    assert store[2:7] == (["wren", "kite"], "val", "birds", {"image_size": 4}, None)
     assert [path.name for path in folder.iterdir()] == ["val.safetensors"]
 
 
