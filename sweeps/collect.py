@@ -105,6 +105,12 @@ class Row(NamedTuple):
         return "" if deviation is None else f"{self.shown(deviation)} ({len(self.results)})"
 
     @property
+    def num_diverged(self) -> int:
+        """Tasks that diverged, of training and of the test, over all seeds."""
+        keys = ("train_diverged", "num_diverged")
+        return sum(result.get(key) or 0 for result in self.results for key in keys)
+
+    @property
     def interval95(self) -> float | None:
         """The widest 95 % interval over tasks of a single run, a different thing; None where none is known."""
         return max((x for result in self.results if (x := result.get("interval95")) is not None), default=None)
@@ -191,13 +197,14 @@ def table(rows: list[Row]) -> Table:
     name = "accuracy on held-out classes" if rows[0].is_accuracy else f"{rows[0].score_name}, higher is better"
     shown = Table(
         title=f"{', '.join(sorted({row.results[0].get('data', row.experiment) for row in rows}))}: {name}",
-        caption="interval: 95 % over a run's tasks; s.d.: over seeds; seconds: train + test",
+        caption="interval: 95 % over a run's tasks; s.d.: over seeds; diverged: of all seeds; seconds: train + test",
     )
     several = any(row.std_over_seeds is not None for row in rows)
+    diverged = any(row.num_diverged for row in rows)
     shown.add_column("method", no_wrap=True)
     shown.add_column("features")
     score = "test %" if rows[0].is_accuracy else "test"
-    for column in ("task", score, "interval", *(("s.d. (seeds)",) if several else ()), "seconds"):
+    for column in ("task", score, "interval", *(("s.d. (seeds)",) * several), *(("diverged",) * diverged), "seconds"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         first = row.results[0]
@@ -207,7 +214,8 @@ def table(rows: list[Row]) -> Table:
             " ".join(f"{first[key]}{unit}" for key, unit in (("num_way", "w"), ("num_shot", "s")) if first.get(key)),
             row.shown(row.mean),
             "" if row.interval95 is None else f"+- {row.shown(row.interval95)}",
-            *((row.spread,) if several else ()),
+            *((row.spread,) * several),
+            *((f"{row.num_diverged:,}",) * diverged),
             f"{row.seconds:.0f}",
         )
     return shown

@@ -63,6 +63,23 @@ def test_seeds_are_averaged_and_intervals_kept_apart(tmp_path):
     assert "+- 0.60" in text
 
 
+def test_diverged_tasks_of_all_seeds_have_a_column_where_there_are_some(tmp_path):
+    for seed in range(2):
+        write(tmp_path, f"a{seed}", seed, 0.7)
+    (row,) = collected(tmp_path)
+    with Console(width=120, record=True) as console:
+        console.print(*tables([row]))
+    assert "diverged" not in console.export_text().split("interval: 95")[0]
+    for seed, counts in enumerate(({"train_diverged": 1200, "num_diverged": 3}, {"train_diverged": 31})):
+        path = tmp_path / f"a{seed}" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | counts))
+    (row,) = collected(tmp_path)
+    assert row.num_diverged == 1234
+    with Console(width=120, record=True) as console:
+        console.print(*tables([row]))
+    assert "1,234" in console.export_text()
+
+
 def test_ablations_and_variants_are_rows_of_their_own(tmp_path):
     write(tmp_path, "glyphs_1shot-none-seed0", 0, 0.7)
     write(tmp_path, "glyphs_1shot-no_finetuning-seed0", 0, 0.6, ablation="no_finetuning")
