@@ -102,7 +102,8 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise InputError(
-            f"feature file {path} is truncated or not a safetensors file ({error}); export it again"
+            f"feature file {path} is truncated or not a safetensors file ({error}); delete it and export it again: "
+            f"`python train.py stage=pretrain` with the same data, backbone and features"
         ) from error
 
 

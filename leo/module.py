@@ -53,7 +53,6 @@ class MetaLearning(pl.LightningModule):
         self.clip_value, self.clip_norm, self.seed = clip_value, clip_norm, seed
         self.diverged, self.max_diverged = diverged, max_diverged
         self.generator: torch.Generator | None = None
-        self.diverged_state: dict[str, Any] | None = None
 
     def on_train_start(self) -> None:
         """Make the update, now that the optimiser and the schedule are where the checkpoint left them."""
@@ -73,9 +72,6 @@ class MetaLearning(pl.LightningModule):
             diverged=self.diverged,
             num_updates=self.global_step,
         )
-        self.diverged_tasks = DivergedTasks(self.max_diverged, stream.batch_size)
-        if self.diverged_state is not None:
-            self.diverged_tasks.load_state_dict(self.diverged_state)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> None:
         """An update for each entry of ``batch``."""
@@ -114,8 +110,11 @@ class MetaLearning(pl.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Make the generator of the training noise, now that the device is known."""
+        """Make the generator of the training noise, now that the device is known, and the count of diverged tasks."""
         self.generator = torch.Generator(self.trainer.strategy.root_device).manual_seed(self.seed + NOISE)
+        if stage == "fit":
+            stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]  # Trainer does not declare it
+            self.diverged_tasks = DivergedTasks(self.max_diverged, stream.batch_size)
 
     def on_validation_epoch_start(self) -> None:
         """Make the scorer of the weights of now."""
@@ -145,7 +144,8 @@ class MetaLearning(pl.LightningModule):
         """Go on with the noise where the checkpoint was taken."""
         assert self.generator is not None
         self.generator.set_state(checkpoint["noise_generator"].cpu())
-        self.diverged_state = checkpoint.get("diverged")  # checkpoints made before tasks were counted lack it
+        if "diverged" in checkpoint:  # which those made before tasks were counted lack
+            self.diverged_tasks.load_state_dict(checkpoint["diverged"])
 
 
 class TaskData(pl.LightningDataModule):

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from runner.files import write_text
@@ -25,7 +25,11 @@ def report(cfg: DictConfig) -> None:
 def write(runs: Path, select: str, folder: Path, needed: int) -> None:
     """Show and write them in ``folder``; ``needed`` seeds make a number of the paper's tables complete."""
     found = read_results(runs, select)
-    rows = collect(found, HydraConfig.get().job.config.override_dirname.exclude_keys)
+    excluded = OmegaConf.to_container(HydraConfig.get().job.config.override_dirname.exclude_keys, resolve=False)
+    assert isinstance(excluded, list)
+    rows = collect(
+        found, [str(key) for key in excluded if not str(key).startswith("${")]
+    )  # those of this command alone
     cells = list(paper_tables.cells(rows, paper_tables.published()))
     console = Console()
     for shown in tables(rows):

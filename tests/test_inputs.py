@@ -30,6 +30,17 @@ OWN = [
 ]
 
 
+def own(stage):
+    """Of these overrides those that ``stage`` uses."""
+    unused = {"prepare": [EXTRACTOR[0], EXTRACTOR[1], *META], "pretrain": META[:-2], "analyze": ["test.num_tasks=2"]}
+    return [override for override in OWN if override not in unused.get(stage, [])]
+
+
+def stage_of(overrides):
+    """The stage that is chosen."""
+    return next((one.partition("=")[2] for one in overrides if one.startswith("stage=")), "meta")
+
+
 def photographs(folder, names, seed, count=4):
     """Class folders of noise."""
     rng = np.random.default_rng(seed)
@@ -77,7 +88,7 @@ def here(trained, tmp_path, command):
     ids=str,
 )
 def test_cars_never_get_the_accuracy_of_birds(here, command, stage):
-    said = command(*OWN, *stage, "data.source.path=cars")
+    said = command(*own(stage_of(stage)), *stage, "data.source.path=cars")
     assert "cars is not what images/birds was made of: 28 file(s) changed: " in said
     assert "Delete images/birds and what was made of it" in said
     assert "another data.name" in said
@@ -111,12 +122,12 @@ def test_birds_again_copied_moved_and_deleted_are_accepted(here, command):
 def test_features_of_other_images_are_refused_without_the_source(here, command):
     """The store was made anew of other images under the same name; the features are those of before."""
     shutil.rmtree(here / "images")
-    assert command("stage=prepare", *OWN, "data.source.path=cars") == ""
+    assert command("stage=prepare", *own("prepare"), "data.source.path=cars") == ""
     for stage in (["run_dir=runs/one"], ["stage=test", "checkpoint=runs/one/best.ckpt"]):
-        said = command(*OWN, *stage)
+        said = command(*own(stage_of(stage)), *stage)
         assert "features/birds-wrn_10_2-layer9 was made of other images than those in images/birds: of " in said
         assert "Delete it and runs/pretrain-birds-wrn_10_2-seed0 to make both anew, or keep both" in said
-    said = command("stage=pretrain", *OWN)
+    said = command("stage=pretrain", *own("pretrain"))
     assert (
         "the extractor in runs/pretrain-birds-wrn_10_2-seed0 was trained on other images than those in images" in said
     )
@@ -143,17 +154,15 @@ def test_what_was_made_before_fingerprints_is_used(here, command):
     assert command("stage=test", "checkpoint=runs/one/best.ckpt", *OWN) == ""
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_search_does_not_go_on_with_other_features(here, command):
     """The trials of the study that is there were trained on features that have since been made anew."""
-    search = ["stage=search", *OWN, "search.n_trials=1", "search.space=null"]
-    search += [
-        "+search.space.model.optimizer.lr={_target_: optuna.trial.Trial.suggest_float, _partial_: true, "
-        "low: 1e-4, high: 1e-3}",
-    ]
+    search = ["stage=search", *OWN, "search.n_trials=1", "search/space=none"]
+    search += ["+search.space.model.optimizer.lr='interval(1e-4,1e-3)'"]
     assert command(*search) == ""
     for folder in ("images", "features", "runs/pretrain-birds-wrn_10_2-seed0"):
         shutil.rmtree(here / folder)
-    assert command("stage=pretrain", *OWN, "data.source.path=cars") == ""
+    assert command("stage=pretrain", *own("pretrain"), "data.source.path=cars") == ""
     said = command(*search)
     assert "was started with other settings (inputs." in said
     assert re.search(r"inputs.images: \w{64} -> \w{64}", said)
@@ -167,7 +176,8 @@ def test_features_of_another_extractor_are_refused(tmp_path, command, toy_overri
     other = tmp_path / "other"
     for seed, (split, classes) in enumerate({"train": 12, "val": 6, "test": 6}.items()):
         write_features(other, split, make_table([30] * classes, 8, seed), {"checkpoint": "def", "extractor": "WRN-9"})
-    sizes = [override for override in toy_overrides if not override.startswith("features.folder")]
+    unused = ("features.folder", "test.") if stage == "analyze" else ("features.folder",)
+    sizes = [override for override in toy_overrides if not override.startswith(unused)]
     arguments = [f"stage={stage}", "checkpoint=run/best.ckpt", *sizes]
     said = command(*arguments, f"features.folder={other}")
     assert "run/best.ckpt was trained on other features than those in" in said
@@ -229,7 +239,7 @@ def test_a_name_that_is_a_number_is_text(tmp_path, command):
 def test_class_folders_may_be_named_like_splits(tmp_path, command):
     names = ["bus", "car", "test", "train", "tram", "val", "van"]
     photographs(tmp_path / "vehicles", names, 0)
-    prepare = ["stage=prepare", *OWN, "data.name=vehicles", "data.source.path=vehicles"]
+    prepare = ["stage=prepare", *own("prepare"), "data.name=vehicles", "data.source.path=vehicles"]
     assert command(*prepare) == ""
     found = [name for split in ("train", "val", "test") for name in read_split(tmp_path / "images/vehicles", split)[2]]
     assert sorted(found) == names
@@ -239,10 +249,10 @@ def test_splits_may_have_their_other_names(tmp_path, command):
     for split, names in {"Training": KINDS[:3], "valid": KINDS[3:5], "test": KINDS[5:]}.items():
         photographs(tmp_path / "raw" / split, names, 0)
     (tmp_path / "raw" / "valid" / "labels.txt").write_text("a")
-    assert command("stage=prepare", *OWN, "data.source.path=raw") == ""
+    assert command("stage=prepare", *own("prepare"), "data.source.path=raw") == ""
     assert read_split(tmp_path / "images/birds", "val").class_names == KINDS[3:5]
     photographs(tmp_path / "raw" / "val", KINDS[:2], 0)
-    said = command("stage=prepare", *OWN, "data.source.path=raw", "data.name=other")
+    said = command("stage=prepare", *own("prepare"), "data.source.path=raw", "data.name=other")
     assert "folders of class folders called Training, val, valid, test, two of them for one split" in said
 
 
@@ -255,7 +265,7 @@ def test_litter_is_passed_over_and_all_that_is_bad_is_listed_at_once(tmp_path, c
         (folder / name / "@eaDir" / "0.png").write_bytes(b"\0")
     for name in ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", ".hidden"):
         (folder / name).mkdir()
-    assert command("stage=prepare", *OWN, "data.source.path=raw") == ""
+    assert command("stage=prepare", *own("prepare"), "data.source.path=raw") == ""
     bad = {
         KINDS[0] + "/clip.mp4": b"\0\0\0\x20ftypisom" + bytes(100),
         KINDS[1] + "/clip.mov": b"\0\0\0\x14ftypqt  " + bytes(100),
@@ -270,7 +280,7 @@ def test_litter_is_passed_over_and_all_that_is_bad_is_listed_at_once(tmp_path, c
     (folder / KINDS[0] / "gone.png").symlink_to("/nowhere/gone.png")
     (folder / KINDS[0] / "more").mkdir()
     os.mkfifo(folder / KINDS[1] / "pipe.png")
-    said = command("stage=prepare", *OWN, "data.name=other", "data.source.path=raw")
+    said = command("stage=prepare", *own("prepare"), "data.name=other", "data.source.path=raw")
     assert "10 of 38 files of raw cannot be used; replace or remove them and start again" in said
     for line in (
         "raw/kind 0/clip.mp4 is not an image: it is a film (MP4, QuickTime)",
@@ -293,7 +303,7 @@ def test_images_that_are_cut_off_are_listed_at_once_and_the_work_goes_on(tmp_pat
     sound = {path: path.read_bytes() for path in cut}
     for path in cut:
         path.write_bytes(sound[path][:200])
-    prepare = ["stage=prepare", *OWN, "data.source.path=raw", "data.source.val_fraction=0.2"]
+    prepare = ["stage=prepare", *own("prepare"), "data.source.path=raw", "data.source.val_fraction=0.2"]
     said = command(*prepare, "data.source.test_fraction=0.2")
     assert said.count("is truncated or damaged") == len([path for path in cut if path.parent.name in said])
     assert said.count("is truncated or damaged") >= 2

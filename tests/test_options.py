@@ -315,7 +315,7 @@ class Broken(LinearPrototypes):
             torch.zeros(2).view(3)
         if fault == "call":
             len(1, 2)
-    def meta_loss(self, tasks, generator):
+    def objective(self, tasks, noise):
         raise ValueError("a mistake of mine")
 """
 

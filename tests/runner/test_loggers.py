@@ -61,7 +61,7 @@ def logged(folder):
 def test_two_runs_of_one_process_are_two_runs_though_the_first_fails(tmp_path, composed, toy_overrides, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     overrides = [*toy_overrides, "logger=wandb", "ablation=no_finetuning"]
-    fails = [f"run_dir={tmp_path / 'fails'}", "model.learner.latent_lr=1e30"]
+    fails = [f"run_dir={tmp_path / 'fails'}", "model.learner.latent_lr=1e30", "diverged=stop"]
     with pytest.raises(ValueError, match="not finite"):
         meta_train(composed(*overrides, *fails))
     assert wandb.run is None

@@ -145,7 +145,10 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
             {"learner": learner | {"_target_": "os.system"}},
         ),
         "does not fit the learner that it names": ("model", {"learner": learner | {"num_latents": 5}}),
-        "on other features .layer: 21 -> 9.; choose data=": ("features_origin", origin | {"layer": "21"}),
+        "on other features than those in .* layer 21, .* They differ in layer: choose data=": (
+            "features_origin",
+            origin | {"layer": "21"},
+        ),
     }
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     refused("other.ckpt does not hold a learner; choose the best.ckpt", f"checkpoint={tmp_path / 'other.ckpt'}")
