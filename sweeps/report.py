@@ -27,9 +27,8 @@ def write(runs: Path, select: str, folder: Path, needed: int) -> None:
     found = read_results(runs, select)
     excluded = OmegaConf.to_container(HydraConfig.get().job.config.override_dirname.exclude_keys, resolve=False)
     assert isinstance(excluded, list)
-    rows = collect(
-        found, [str(key) for key in excluded if not str(key).startswith("${")]
-    )  # those of this command alone
+    of_all = [str(key) for key in excluded if not str(key).startswith("${")]  # what is made of this command is not
+    rows = collect(found, of_all)
     cells = list(paper_tables.cells(rows, paper_tables.published()))
     console = Console()
     for shown in tables(rows):

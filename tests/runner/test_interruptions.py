@@ -138,7 +138,7 @@ def test_a_damaged_log_keeps_what_can_be_read(tmp_path, composed, finished, capl
     log.write_bytes(intact + b"29,train/loss,0.12")  # a value that is cut off
     meta_train(cfg)
     ends_alike(folder, straight)
-    assert "damaged" not in caplog.text
+    assert "is damaged" not in caplog.text
     start_again(folder, *AFTER_TRAINING)
     lines = intact.splitlines(keepends=True)
     bad = [

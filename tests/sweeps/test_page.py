@@ -161,8 +161,8 @@ def check_texts(browser, runs):
     groups = dict(zip(text(".group > summary"), browser.find_elements(By.CLASS_NAME, "group"), strict=True))
     terms = [caption.text for caption in groups["glyphs_1shot-none"].find_elements(By.TAG_NAME, "figcaption")]
     assert terms == [
-        "accuracy, %", "loss", "query loss", "kl", "encoder penalty", "l2", "orthogonality",
-        "latent lr, mean learned rate", "finetune lr, mean learned rate", "diverged",
+        "accuracy, %", "loss", "query loss", "kl", "encoder penalty", "l2", "orthogonality", "diverged",
+        "latent lr, mean learned rate", "finetune lr, mean learned rate",
     ]  # fmt: skip
     accuracy, *_ = groups["glyphs_1shot-none"].find_elements(By.TAG_NAME, "svg")
     assert [len(accuracy.find_elements(By.CLASS_NAME, split)) for split in ("train", "val")] == [2, 2]
