@@ -29,12 +29,12 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import reference
+from leo.captured_update import update_for
 from leo.episodes import TaskIndices, TaskStream, sample_tasks
 from leo.evaluate import Scorer, evaluate, fixed_tasks
 from leo.features import FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
-from leo.update import update_for
 from runner.process import hide_absent_gpus, keep_freed_memory
 
 console = Console()

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from leo.captured_update import update_for
 from leo.diverged import DivergedTasks
 from leo.features import Normalizer
 from leo.learner import MetaLearner
 from leo.stream import BatchStream
-from leo.update import update_for
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 

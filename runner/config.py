@@ -138,7 +138,8 @@ def check_overrides(cfg: DictConfig) -> None:
     ignored = {override: changes for override in task_overrides() if (changes := unused_changes(cfg, override))}
     if ignored:
         listed, changes = ", ".join(override.text for override in ignored), next(iter(ignored.values()))
-        choice, others = HydraConfig.get().runtime.choices["stage"], stages_using(changes)
+        choice = HydraConfig.get().runtime.choices["stage"]
+        others = [other for other in stages_using(changes) if other != f"stage={choice}"]
         raise InputError(
             f"{listed}: no effect in stage={choice}{why_unused(cfg, changes)}; leave it out"
             + (f", or give it to {' or '.join(others)}" if others else "")

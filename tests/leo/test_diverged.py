@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from leo.captured_update import OptimisticUpdate
 from leo.diverged import DivergedTasks
 from leo.episodes import Tasks
 from leo.functions import Functions
@@ -14,7 +15,7 @@ from leo.meta_sgd import MetaSGD
 from leo.noise import NO_NOISE
 from leo.regression import ModelLEO
 from leo.stream import BatchStream
-from leo.update import MetaUpdate, OptimisticUpdate, take
+from leo.update import MetaUpdate, take
 from tests.leo.test_functions import FAMILIES
 from tests.leo.test_leo import make, make_tasks
 from tests.leo.test_regression import SETTINGS

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from leo.captured_update import CapturedUpdate
 from leo.episodes import Tasks, TaskStream
-from leo.update import CapturedUpdate, MetaUpdate
+from leo.update import MetaUpdate
 from tests.leo.tables import make_table
 from tests.leo.test_leo import make
 
