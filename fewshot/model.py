@@ -98,7 +98,10 @@ class Model(NamedTuple):
             classifiers = torch.stack([learner.adaptation(support, noise).weights for noise in noises])
         else:
             classifiers = self.learner.adapt(support).unsqueeze(0)
-        finite = classifiers.isfinite().flatten(1).all(1)
+        finite = classifiers.isfinite()
+        if finite.all():
+            return classifiers
+        finite = finite.flatten(1).all(1)
         if not finite.any():
             raise InputError(
                 f"the learner of {self.source} diverged on these examples: its classifier is not finite; give other or "

@@ -146,7 +146,7 @@ class LatentEmbeddingOptimization(MetaLearner):
             loss = loss + self.kl_weight * terms["kl"]
         terms["encoder_penalty"] = objective.encoder_penalty(path.latents[0], path.latents[-1]).mean()
         terms["l2"] = objective.l2(self.penalized())
-        terms["orthogonality"] = torch.stack([objective.orthogonality(w) for w in self.decoder_matrices()]).mean()
+        terms["orthogonality"] = objective.mean_orthogonality(self.decoder_matrices())
         loss = (
             loss
             + self.encoder_penalty_weight * terms["encoder_penalty"]

@@ -19,23 +19,23 @@ class OptimisticUpdate(MetaUpdate):
     def __call__(self, batches: list[Any]) -> list[Outcome]:
         before = self.state()
         launched = [self.launch(batch) for batch in batches]
-        if self.is_sound(torch.stack([largest for _, largest in launched])):
+        if torch.stack([norms for _, norms in launched]).isfinite().all().item():
             return [Outcome(terms, 0) for terms, _ in launched]
         self.restore(before)
         return super().__call__(batches)
 
     def launch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """An update whatever comes out; its terms, and ``largest`` of them. Nothing here waits for the device."""
-        terms, largest = self.compute(self.stream.gather(batch))
+        """An update whatever comes out; its terms, and their ``norms``. Nothing here waits for the device."""
+        terms, norms = self.compute(self.stream.gather(batch))
         self.count(terms)
-        return terms, largest
+        return terms, norms
 
     def compute(self, tasks: Any) -> tuple[dict[str, Tensor], Tensor]:
         """All but the schedule. No shape depends on data."""
         terms = self.differentiate(tasks, self.learner.draw_noise(tasks, self.generator))
-        largest = self.largest(terms)
+        norms = self.norms(terms)
         self.descend()
-        return terms, largest
+        return terms, norms
 
     def tensors(self) -> list[Tensor]:
         """What an update changes in place."""

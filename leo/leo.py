@@ -179,7 +179,9 @@ class LEO(LatentEmbeddingOptimization, Learner):
             return super().inner_loops(z, seen, noise)
         self.check_closed_form(is_data)
         (num_tasks, num_way, num_codes, _), num_steps = z.shape, self.num_latent_steps
-        examples = [examples_of(support) for support in seen]
+        # A ``Support`` is seen as it is, by every step.
+        is_shared = len(seen) > 0 and isinstance(seen[0], Support)
+        examples = [examples_of(seen[0])] * len(seen) if is_shared else [examples_of(support) for support in seen]
         weights, path = LatentLoop.apply(
             z.flatten(0, 2),
             self.latent_lr if num_steps else z.new_empty(self.num_latents),

@@ -41,6 +41,12 @@ def orthogonality(decoder_weight: Float[Tensor, "two_D Z"]) -> Float[Tensor, ""]
     return (cosines - identity).square().mean()
 
 
+def mean_orthogonality(decoder_weights: list[Tensor]) -> Float[Tensor, ""]:
+    """The mean of ``orthogonality`` over the matrices of a decoder."""
+    distances = [orthogonality(weight) for weight in decoder_weights]
+    return distances[0] if len(distances) == 1 else torch.stack(distances).mean()
+
+
 def query_loss_and_l2(
     logits: Float[Tensor, "B N Q N"], weight: Float[Tensor, "_out _in"], l2_weight: float
 ) -> dict[str, Tensor]:

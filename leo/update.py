@@ -71,7 +71,7 @@ class MetaUpdate:
         noise = self.learner.draw_noise(tasks, self.generator)
         outcome = Outcome(self.differentiate(tasks, noise), 0)
         assert outcome.terms is not None
-        if not self.is_sound(self.largest(outcome.terms)):
+        if not self.is_sound(outcome.terms):
             outcome = self.answer(outcome.terms, tasks, noise)
         if outcome.terms is not None or self.diverged == "decay":
             self.descend()
@@ -103,15 +103,22 @@ class MetaUpdate:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
 
-    def largest(self, terms: dict[str, Tensor]) -> Tensor:
-        """The size of the loss and of the largest element of each gradient: finite where all of these are."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return torch.stack([terms["loss"].abs(), *torch._foreach_norm(gradients, torch.inf)])
+    def gradients(self) -> list[Tensor]:
+        """The gradients that there are."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def is_sound(self, largest: Tensor) -> bool:
+    def norms(self, terms: dict[str, Tensor]) -> Tensor:
+        """The size of the loss and the norm of each gradient: where these are finite, all is."""
+        return torch.stack([terms["loss"].abs(), *torch._foreach_norm(self.gradients())])
+
+    def is_sound(self, terms: dict[str, Tensor]) -> bool:
         """Whether loss and gradient are finite; with ``decay``, as in the released code, whether none is NaN."""
-        bad = largest.isnan() if self.diverged == "decay" else ~largest.isfinite()
-        return not bad.any().item()
+        if self.norms(terms).isfinite().all().item():
+            return True
+        values = [terms["loss"], *self.gradients()]  # a norm overflows before its elements do
+        if self.diverged == "decay":
+            return not any(value.isnan().any() for value in values)
+        return all(value.isfinite().all() for value in values)
 
     def answer(self, terms: dict[str, Tensor], tasks: Any, noise: Noise) -> Outcome:
         """What is done about a batch whose loss or gradient is not finite; leaves a gradient where a step follows."""
@@ -130,15 +137,17 @@ class MetaUpdate:
             return Outcome(None, num_tasks - len(rows) or num_tasks)
         if 0 < len(rows) < num_tasks:
             kept = self.differentiate(take(tasks, rows), noise.of_tasks(rows))
-            if self.is_sound(self.largest(kept)):
+            if self.is_sound(kept):
                 return Outcome(kept, num_tasks - len(rows))
         return Outcome(None, num_tasks)
 
     def finite_tasks(self, tasks: Any, noise: Noise) -> Bool[Tensor, " B"]:
         """Whether the loss of each task and its gradient are finite, one task after another."""
-        rows = torch.arange(len(tasks[0]), device=self.stream.device).split(1)
-        of_task = [self.largest(self.differentiate(take(tasks, row), noise.of_tasks(row))) for row in rows]
-        return torch.stack(of_task).isfinite().all(1)
+        finite = []
+        for row in torch.arange(len(tasks[0]), device=self.stream.device).split(1):
+            terms = self.differentiate(take(tasks, row), noise.of_tasks(row))
+            finite.append(torch.stack([value.isfinite().all() for value in [terms["loss"], *self.gradients()]]).all())
+        return torch.stack(finite)
 
     def set_decay(self) -> None:
         """The released code's gradient in place of one that is NaN: that of 1e-4 times the L2 term alone."""
