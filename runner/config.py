@@ -163,9 +163,10 @@ def unused_changes(cfg: DictConfig, override: Override) -> list[str]:
     used, key = used_keys(cfg), override.key
     if key.partition(".")[0] in ("stage", *PLACES) or key in used:
         return []
-    if not override.is_choice:
-        return [] if any(touches(key, other) for other in used) or depends(cfg, used, key) else [key]
     others = [other.text for other in task_overrides() if other != override]
+    if not override.is_choice:
+        is_used = any(touches(key, other) for other in used) or depends(cfg, used, key)
+        return [] if is_used or is_missing_without(others, key) else [key]
     try:
         without = compose(HydraConfig.get().job.config_name, [*search_path(), *others], return_hydra_config=True)
     except HydraException:
@@ -180,6 +181,14 @@ def unused_changes(cfg: DictConfig, override: Override) -> list[str]:
         before = values(without, everything)
     after = values(cfg, [*everything, *(path for path in key_paths(cfg) if not path.startswith("stage."))])
     return [] if is_used else [path for path, value in after.items() if path not in before or before[path] != value]
+
+
+def is_missing_without(overrides: list[str], key: str) -> bool:
+    """Whether ``overrides`` alone leave ``key`` without a value that every configuration must have."""
+    without = compose(HydraConfig.get().job.config_name, [*search_path(), *overrides])
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(without, parent) if parent else without
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def depends(cfg: DictConfig, used: list[str], key: str) -> bool:

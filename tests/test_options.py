@@ -113,6 +113,7 @@ def test_what_a_stage_does_not_use_is_refused_by_name(composed, overrides, refus
         ["stage=search_pretrain", "data=glyphs", "search.n_trials=20", "data.pretrain.max_steps=50"],
         ["stage=paper", "experiment=mini_5shot", "seed=3", "test.num_tasks=100"],
         ["stage=dashboard", "stage.entity=a", "experiment=glyphs_5shot"],
+        ["experiment=none", "model=centroid", "data=none", "features.folder=a", "max_steps=0"],  # which is mandatory
     ],
     ids=str,
 )

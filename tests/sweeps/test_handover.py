@@ -138,6 +138,7 @@ def test_a_value_that_the_search_would_overwrite_is_refused(composed, toy_overri
         search(composed(*toy_overrides, "stage=search", "search/space=none", "search.name=study"))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_completed_by_the_same_command(composed, toy_overrides, tmp_path):
     """SIGKILL in the second of four trials; the same draws as in a search that nothing interrupts; then a message."""
     split = [text.partition("=") for text in RANGES]

@@ -193,6 +193,7 @@ def test_the_best_trial_becomes_a_file_that_trains_the_same_run(composed, overri
     assert (tmp_path / "run/result.json").stat().st_mtime_ns == stamp, "the run counts as finished"
 
 
+@pytest.mark.slow
 def test_the_best_trial_lands_where_configurations_are_read(composed, overrides, tmp_path, monkeypatch):
     """Whatever the current folder is; a clone's own ``conf``, so that the test changes nothing of the project."""
     monkeypatch.chdir(tmp_path)
@@ -292,6 +293,7 @@ def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path
     assert all(curve == set(range(10, 61, 10)) for curve in curves), "no validation is missing or doubled"
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_for_long_and_goes_on_loses_nothing(composed, overrides, tmp_path):
     """SIGSTOP past the grace period: another worker takes the trial, waits for its folder, and both end well."""
     settings = [*overrides, *WORKER, f"dirs.runs={tmp_path / 'runs'}"]
