@@ -21,7 +21,7 @@ from leo.analysis.methods import Sizes, load_method
 from leo.evaluate import evaluate, fixed_tasks, interval95
 from leo.features import load_splits
 from leo.run import TEST_SEED
-from sweeps.collect import collect
+from sweeps.collect import collect, read_results
 
 settings = OmegaConf.create(
     {
@@ -49,11 +49,11 @@ rows = {}
 for ablation in (settings.first, settings.second):
     found = [
         row
-        for row in collect(Path(settings.runs), settings.select)
+        for row in collect(read_results(Path(settings.runs), settings.select), [])
         if (row.experiment, row.ablation) == (settings.experiment, ablation)
     ]
     if len(found) != 1:
-        variants = ", ".join(repr(row.variant) for row in found) or "none"
+        variants = "; ".join(", ".join(row.changes) or "no overrides" for row in found) or "none"
         sys.exit(
             f"one group of runs of experiment={settings.experiment} ablation={ablation} is needed in {settings.runs}, "
             f"found: {variants}; train with `python train.py -m sweep=five_seeds experiment=... ablation=...`, or "
