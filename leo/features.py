@@ -171,7 +171,7 @@ def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")
 
 
 def concatenate(tables: list[FeatureTable]) -> FeatureTable:
-    """One table with the classes of all ``tables``, in order (training on train + val, Section 4.2)."""
+    """One table with the classes of all ``tables``, in order (training on train + val, Appendix B.5 and B.7)."""
     sizes = torch.cat([table.class_sizes for table in tables])
     return FeatureTable(
         features=torch.cat([table.features for table in tables]),
