@@ -156,7 +156,7 @@ class LatentEmbeddingOptimization(MetaLearner):
         return {"loss": loss, **terms}
 
     def decoder_matrices(self) -> list[Tensor]:
-        """The matrices whose rows the orthogonality term of Eq. 7 keeps apart: those of the decoder's linear layers."""
+        """The matrices whose rows the term of Eq. 7 makes orthogonal: those of the decoder's linear layers."""
         return [module.weight for module in self.decoder.modules() if isinstance(module, nn.Linear)]
 
     def penalized(self) -> list[Tensor]:

@@ -22,11 +22,11 @@ from leo.module import MetaLearning, TaskData
 from runner.checkpoints import load_checkpoint
 from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError, MissingFileError
-from runner.files import read_json, sha256
+from runner.files import read_json
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
-from runner.names import fingerprint, identity, trained_file
+from runner.names import identity, trained_file
 from runner.process import hide_absent_gpus, keep_freed_memory
 from runner.record import group, made_by, scored
 from runner.training import make_trainer, train
@@ -146,6 +146,7 @@ def test(
 ) -> dict[str, Any]:
     """Test ``module``; write and return the result, which says what it is: see ``docs/report.md``."""
     start = time.perf_counter()
+    tested = {} if trained["checkpoint"] is None else {"checkpoint": identity(Path(trained["checkpoint"]))}
     result: dict[str, Any] = {
         **OmegaConf.to_container(cfg.names, resolve=True),  # type: ignore[dict-item]
         "seed": cfg.seed,
@@ -155,24 +156,19 @@ def test(
         **trained["totals"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
-        "checkpoint_sha256": trained["checkpoint"] and fingerprint(Path(trained["checkpoint"])),
+        "checkpoint_sha256": tested.get("checkpoint", {}).get("sha256"),
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
         "machine": machine(module.device),
         **made_by(),
         **scored(problem.score, scores[problem.score]),
         "group": group(config),
-        "inputs": problem.origin | checkpoint_of(trained["checkpoint"]),
+        "inputs": problem.origin | tested,
     }
     result["summary"] = problem.summary(result)
     write_json(Path(cfg.run_dir) / "result.json", result)
     log.info("%s: %s", cfg.run_dir, result["summary"])
     return result
-
-
-def checkpoint_of(path: str | None) -> dict[str, Any]:
-    """The checkpoint that a result follows from, by its content; nothing for a learner that is not trained."""
-    return {} if path is None else {"checkpoint": {"path": path, "sha256": sha256(Path(path))}}
 
 
 class Classification:

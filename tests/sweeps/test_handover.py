@@ -1,8 +1,5 @@
 """Hydra's own words for a search: ranges become what Optuna draws, and a sweep of them the study of stage=search."""
 
-import signal
-import time
-
 import pytest
 from hydra import compose
 from hydra.core.plugins import Plugins
@@ -15,7 +12,7 @@ from runner.errors import InputError
 from sweeps.handover import jobs
 from sweeps.search import load_study, search
 from sweeps.space import distribution, space
-from tests.sweeps.test_search import finish, start
+from tests.sweeps.test_search import finish, kill_in_the_second_trial, start
 from tests.test_commands import run
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,13 +143,7 @@ def test_a_killed_sweep_is_completed_by_the_same_command(composed, toy_overrides
     storage = ["search.storage.heartbeat_interval=1", "search.storage.grace_period=2", "search.name=study"]
     words = [*plain, "max_steps=60", "val.every=10", f"dirs.runs={tmp_path / 'runs'}", "stage=search", *storage]
     settings = ["-m", "hydra/sweeper=optuna", *RANGES, *words, "hydra.sweeper.n_trials=4"]
-    process = start(tmp_path, *settings)
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and not (tmp_path / "runs/study/trial-001/last.ckpt").exists():
-        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    kill_in_the_second_trial(tmp_path, 180, *settings)
     kept = (tmp_path / "runs/study/trial-000/last.ckpt").stat().st_mtime_ns
     finish(tmp_path, start(tmp_path, *settings))
     in_space = ["search/space=none", *(f"+search.space.{key}='{text}'" for key, _, text in split)]

@@ -268,16 +268,21 @@ def finish(folder, *processes):
     assert codes == [0] * len(codes), (folder / "output.txt").read_text()[-3000:]
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path, storage):
-    settings = [*overrides, *WORKER, storage, f"dirs.runs={tmp_path / 'runs'}"]
-    process = start(tmp_path, *settings)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (tmp_path / "runs/study/trial-001/last.ckpt").exists():
-        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+def kill_in_the_second_trial(folder, seconds, *settings):
+    """Start the command and kill it once the second trial has a checkpoint, which takes at most ``seconds``."""
+    process = start(folder, *settings)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not (folder / "runs/study/trial-001/last.ckpt").exists():
+        assert process.poll() is None, (folder / "output.txt").read_text()[-3000:]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait(10)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path, storage):
+    settings = [*overrides, *WORKER, storage, f"dirs.runs={tmp_path / 'runs'}"]
+    kill_in_the_second_trial(tmp_path, 60, *settings)
     kept = (tmp_path / "runs/study/trial-000/last.ckpt").stat().st_mtime_ns
     finish(tmp_path, start(tmp_path, *settings))
     study = load_study(composed(*settings))
