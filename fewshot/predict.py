@@ -108,7 +108,7 @@ def classify(
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
     write_csv(folder / "predictions.csv", outcome.predictions)
-    write_text(folder / "predictions.html", legible(page(outcome, model.source, settings.num_thumbnails, pictures)))
+    write_text(folder / "predictions.html", shown(page(outcome, model.source, settings.num_thumbnails, pictures)))
     show(outcome, settings.num_shown, console)
     log.info("%s holds predictions.csv and predictions.html", folder)
 
@@ -223,11 +223,6 @@ def best(
     ]
 
 
-def legible(text: str) -> str:
-    """``text`` with a replacement for each byte of a file's name that is not UTF-8."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def write_csv(path: Path, predictions: list[Prediction]) -> None:
     """One row for each image; the true class in a fourth column where it is known."""
     has_truth = predictions[0].truth is not None
@@ -235,8 +230,8 @@ def write_csv(path: Path, predictions: list[Prediction]) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "class", "probability", *(["true_class"] if has_truth else [])))
         for one in predictions:
-            cells = (shown(one.path), one.label, f"{one.probability:.6f}", *([one.truth or ""] if has_truth else []))
-            writer.writerow(map(legible, cells))
+            cells = (str(one.path), one.label, f"{one.probability:.6f}", *([one.truth or ""] if has_truth else []))
+            writer.writerow(map(shown, cells))
 
 
 def show(outcome: Outcome, num_shown: int, console: Console) -> None:
@@ -246,18 +241,18 @@ def show(outcome: Outcome, num_shown: int, console: Console) -> None:
     table = Table(*("image", "class", "probability", *(["true class"] if has_truth else [])))
     for one in predictions[:num_shown]:
         wrong = "[red]" if has_truth and one.truth != one.label else ""
-        cells = (shown(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
-        table.add_row(*(wrong + escape(legible(cell)) for cell in cells))
+        cells = (str(one.path), one.label, f"{one.probability:.3f}", *([one.truth or ""] if has_truth else []))
+        table.add_row(*(wrong + escape(shown(cell)) for cell in cells))
     console.print(table)
     if len(predictions) > num_shown:
         console.print(f"... and {len(predictions) - num_shown:,} more in predictions.csv")
     console.print(
-        f"{len(predictions):,} images: " + ", ".join(f"{escape(legible(k))} {n:,}" for k, n in counts.most_common(10))
+        f"{len(predictions):,} images: " + ", ".join(f"{escape(shown(k))} {n:,}" for k, n in counts.most_common(10))
     )
     if outcome.unreadable:
         console.print(f"[yellow]Skipped {len(outcome.unreadable):,}:")
         for skipped in outcome.unreadable[:num_shown]:
-            console.print(f"  {escape(legible(skipped.reason))}")
+            console.print(f"  {escape(shown(skipped.reason))}")
         if len(outcome.unreadable) > num_shown:
             console.print(f"  ... and {len(outcome.unreadable) - num_shown:,} more on the page")
     if accuracy := outcome.accuracy():
