@@ -1,11 +1,13 @@
 """Optuna's journal storage with the heartbeat that only its databases have."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from optuna.storages import JournalStorage
 from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +28,9 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
         grace_period: int,
         heartbeat_stale_trial_callback: Callable[[Study, FrozenTrial], None],
     ) -> None:
-        super().__init__(JournalFileBackend(path))
+        lock = JournalFileSymlinkLock(path)
+        drop_unfinished_line(Path(path), lock)
+        super().__init__(JournalFileBackend(path, lock))
         self.beats = Path(path).with_suffix(".heartbeats")
         self.beats.mkdir(exist_ok=True)
         self.heartbeat_interval, self.grace_period = heartbeat_interval, grace_period
@@ -51,3 +55,25 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
     def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None]:
         """What to do with a dead trial: queue it again."""
         return self.callback
+
+
+def drop_unfinished_line(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Cut off what follows the last whole line of ``path``: a full disk or a power cut has ended its writing.
+
+    Left there, the next line would be glued to it, and the journal could not be read any more. Raises ValueError where
+    the file is no journal.
+    """
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if content and not content.startswith(b"{"):
+            raise ValueError("it does not begin as a journal does")
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole:
+            json.loads(whole.splitlines()[-1])  # Optuna does not mind a last line that it cannot read, until it writes
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
+    finally:
+        lock.release()

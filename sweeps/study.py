@@ -43,14 +43,29 @@ def open_storage(config: DictConfig) -> BaseStorage:
             storage: BaseStorage = instantiate(config, **changes)
             return storage
         except InstantiationException as error:
-            if not isinstance(error.__cause__, SQLAlchemyError):
+            cause = error.__cause__
+            file = storage_file(config)
+            if isinstance(cause, ValueError) or "not a database" in str(cause) or "malformed" in str(cause):
+                raise InputError(
+                    f"{file} is damaged ({str(cause).splitlines()[0][:200]}); put a copy in its place, or delete it: "
+                    f"the same command then makes it anew, with what the folders of its trials hold"
+                ) from error
+            if not isinstance(cause, SQLAlchemyError):
                 raise
             if attempt == ATTEMPTS:
-                reason = str(error.__cause__).splitlines()[0]
-                shown = make_url(config.url).render_as_string(hide_password=True)
-                raise InputError(f"the storage {shown} cannot be opened: {reason}") from error
+                reason = str(cause).splitlines()[0]
+                raise InputError(f"the storage {file} cannot be opened: {reason}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 0.5))
     raise AssertionError
+
+
+def storage_file(config: DictConfig) -> str:
+    """The file of a storage, or the URL of a server without its password."""
+    if "url" not in config:
+        return str(config.get("path", config._target_))
+    url = make_url(config.url)
+    is_file = url.drivername.startswith("sqlite") and url.database is not None
+    return str(url.database) if is_file else url.render_as_string(hide_password=True)
 
 
 def literal(url: str) -> str:

@@ -72,6 +72,55 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
     assert len(values) == 6
 
 
+def cut_in_mid_line(content):
+    """What a disk that is full leaves of the last line of a journal."""
+    return content[:-7]
+
+
+def cut_in_half(content):
+    """What a copy that was broken off holds."""
+    return content[: len(content) // 2]
+
+
+def zeros(content):
+    """What a file system may hold after a power cut."""
+    return bytes(len(content))
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, zeros, lambda content: content.replace(b"\n", b"") + b"\n", None])
+@pytest.mark.parametrize(("kind", "file"), [("sqlite", "study.db"), ("journal", "study.journal")])
+def test_a_damaged_study_is_named_and_made_anew_from_its_trials(composed, overrides, tmp_path, kind, file, damage):
+    if kind == "journal" and damage is cut_in_half:
+        damage = None  # it ends with whole lines: see below
+    cfg = composed(*overrides, f"search/storage={kind}", "search.n_trials=2", f"dirs.runs={tmp_path / 'runs'}")
+    best = search(cfg)
+    path = tmp_path / "runs" / "study" / file
+    if damage is not None:
+        path.write_bytes(damage(path.read_bytes()))
+        for run in (search, load_study):
+            with pytest.raises(InputError, match=rf"{path} is damaged \(.+\); put a copy in its place, or delete") as it:
+                run(cfg)
+            assert "\n" not in str(it.value)
+    path.unlink()
+    before = (tmp_path / "runs" / "study" / "trial-001" / "trained.json").read_bytes()
+    assert search(cfg) == best
+    assert draws(load_study(cfg)) == straight_draws(2)
+    assert (tmp_path / "runs" / "study" / "trial-001" / "trained.json").read_bytes() == before  # not trained again
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, cut_in_mid_line])
+def test_a_journal_whose_last_line_was_not_finished_goes_on(composed, overrides, tmp_path, damage):
+    cfg = composed(*overrides, "search/storage=journal", "search.n_trials=2", f"dirs.runs={tmp_path / 'runs'}")
+    search(cfg)
+    path = tmp_path / "runs" / "study" / "study.journal"
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    done = load_study(cfg).get_trials(states=(TrialState.COMPLETE,))
+    assert len(done) < 2
+    assert content.startswith(path.read_bytes())
+    assert path.read_bytes().endswith(b"\n")
+
+
 def test_values_outside_the_ranges_are_not_queued(composed):
     cfg = composed("stage=search", "experiment=mini_1shot", "search.space.model.learner.kl_weight='interval(0, 0.1)'")
     with pytest.raises(
