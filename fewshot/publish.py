@@ -3,6 +3,7 @@
 import copy
 import logging
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def package(cfg: DictConfig) -> None:
     }
     with run_folder(Path(cfg.run_dir), config), whole_folder(folder) as partial:
         write_pieces(model, partial, more)
-        torch.export.save(program(model, cfg.stage.num_query), partial / PROGRAM)
+        content = BytesIO()  # torch.export.save to a path hides why it cannot write
+        torch.export.save(program(model, cfg.stage.num_query), content)
+        (partial / PROGRAM).write_bytes(content.getvalue())
         write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query))
         write_manifest(partial)
     log.info("%s holds the package: FewShotClassifier.load(%r)", folder, str(folder))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -32,13 +33,21 @@ def writable(path: Path) -> Iterator[None]:
     """Say in one line why ``path`` cannot be written: a full disk, a folder that may only be read."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+    except Exception as error:
+        code = error_number(error)
+        if code not in NOT_WRITABLE:
             raise
-        remedy = NOT_WRITABLE[error.errno]
         raise InputError(
-            f"{path} cannot be written: {error.strerror}; {remedy}, and give the same command again"
+            f"{path} cannot be written: {os.strerror(code)}; {NOT_WRITABLE[code]}, and give the same command again"
         ) from error
+
+
+def error_number(error: Exception) -> int:
+    """The number of a system's error, also where a library written in Rust has put it into its message; 0 for none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else 0
 
 
 @contextmanager

@@ -65,15 +65,18 @@ def run_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             held = FileLock(lock, timeout=0).acquire()
         with held:
+            text = OmegaConf.to_yaml(OmegaConf.create(config))
             if path.exists():
                 changed = differences(read_config(path), config)
+                if changed and text.startswith(path.read_text(encoding="utf-8")):
+                    raise InputError(f"{path} is damaged (it is cut short); {CONFIG_REMEDY}")
                 if changed:
                     raise InputError(
                         f"{folder} holds a run with other settings ({'; '.join(changed)}); "
                         f"delete it, or give this run another folder with run_dir=..."
                     )
             else:
-                write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+                write_text(path, text)
             yield folder
     except Timeout:
         raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from leo.run import meta_train
 from runner.files import is_running, partial_path, whole_file, whole_folder, writable, write_text
@@ -74,6 +75,11 @@ def one_bit_wrong(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+def at_a_line(content):
+    """Cut so that what is left can be read."""
+    return content[: content.index(b"\nmodel:") + 1]
+
+
 AFTER_TRAINING, AFTER_TEST = ("trained.json", "result.json"), ("result.json",)
 PLACE = r"put .*run/best.ckpt in its place to go on from there, or delete .*run/last.ckpt: the same command then starts"
 AGAIN = r"delete .*run/last.ckpt: the same command then starts from the first update"
@@ -96,6 +102,7 @@ AGAIN = r"delete .*run/last.ckpt: the same command then starts from the first up
         ("result.json", CUT, (), r"result.json is damaged .*; delete it: the same command tests again", "delete"),
         ("result.json", lambda _: b"[1]\n", (), r"result.json is damaged .*; delete it", "delete"),
         ("config.yaml", EMPTY, (), r"config.yaml is damaged .*no configuration.*; delete that file and give", "delete"),
+        ("config.yaml", at_a_line, (), r"config.yaml is damaged \(it is cut short\); delete that file and give", "delete"),
         ("config.yaml", ZEROS, (), r"config.yaml is damaged .*; delete that file and give the command", "delete"),
         ("config.yaml", lambda _: b"a: [1\nb", (), r"config.yaml is damaged .*; delete that file", "delete"),
     ],
@@ -247,6 +254,10 @@ def test_only_what_users_can_mend_becomes_a_message(tmp_path):
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         with pytest.raises(ValueError, match="x cannot be written: .*, and give the same"), writable(tmp_path / "x"):
             raise OSError(code, os.strerror(code))
+    with pytest.raises(ValueError, match="x cannot be written: No space left"), writable(tmp_path / "x"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="InvalidHeader"), writable(tmp_path / "x"):
+        raise SafetensorError("InvalidHeader")
     with pytest.raises(OSError, match="Input/output error"), writable(tmp_path / "x"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
