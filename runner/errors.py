@@ -83,7 +83,12 @@ def of_hydra(error: HydraException) -> str:
     """Hydra's message in a line, with what a user can do."""
     text = str(error) or str(error.__cause__)
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be understood: give key=value; {_QUOTE}"
+        key, sign, value = str(error.override).partition("=")
+        if not sign or not re.fullmatch(r"[+~]*[\w/@.]+", key):
+            return f"{error.override!r} cannot be understood: give key=value; {_QUOTE}"
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        quoted = re.sub(r'(["$`\\])', r"\\\1", f"{key}='{escaped}'")  # of what a shell changes between double quotes
+        return f'{error.override!r} cannot be understood; where the value is one text, give "{quoted}": {_QUOTE}'
     absent = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if isinstance(error, MissingConfigException) and absent:
         group, choice = absent.groups()

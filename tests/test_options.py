@@ -285,7 +285,7 @@ def test_who_waits_says_for_what(tmp_path):
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),
         (["stage=tset"], r"stage=tset does not exist; did you mean test\?"),
         (["stage=test", "checkpoint=runs/a=b/best.ckpt"], "'checkpoint=runs/a=b/best.ckpt' cannot be .*quote"),
-        (["data.name=a b(c)"], "cannot be understood: .*quote a value with other characters than"),
+        (["data.name=a b(c)"], """understood; .* give "data.name='a b\\(c\\)'": quote a value with other characters"""),
         (["seed"], "'seed' cannot be understood: give key=value"),
         (["seed=0,1"], r"'seed=0,1' is several values: for a run each, add -m; for a list, seed=\[0,1\]"),
         (["hparams=none", "data.source=null", "features.folder=x"], "feature file x/train.safetensors is missing"),
