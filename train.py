@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> float | None:
         if said is None:
             log.exception("this run failed")  # the process that started it gets the error without its traceback
             raise
+        log.error("%s failed: %s", HydraConfig.get().runtime.output_dir, said)
         raise InputError(said) from None  # the other runs go on
 
 

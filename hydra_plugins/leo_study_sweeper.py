@@ -9,6 +9,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.leo_runs_sweeper import returned
+
 INSTEAD = {
     "study_name": "search.name=... with stage=search",
     "storage": "search/storage=... with stage=search",
@@ -50,4 +52,4 @@ class StudySweeper(Sweeper):
         if len(workers) == 1 and "n_jobs" in self.composed.hydra.launcher:
             OmegaConf.update(self.composed, "hydra.launcher.n_jobs", 1)  # in this process: a kill ends it
         launcher = Plugins.instance().instantiate_launcher(self.context, self.function, self.composed)
-        return [result.return_value for result in launcher.launch(workers, initial_job_idx=0)]
+        return returned(launcher.launch(workers, initial_job_idx=0))

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
@@ -26,6 +27,7 @@ _QUOTE = (
     "quote a value with other characters than a to z, 0 to 9 and / - + . _ : * ? @ %, once for the shell and once for "
     "Hydra: \"key='a=b, c'\" (docs/faq.md has more)"
 )
+_AGAIN = "give the same command again: finished runs are skipped, the others go on from their last checkpoints"
 _FULL, _RAISES = "HYDRA_FULL_ERROR", "LEO_HYDRA_RAISES"  # the second: the first was not set by the user
 
 
@@ -52,7 +54,22 @@ def users_message(error: BaseException) -> str | None:
         return None if isinstance(error, ConfigAttributeError | ConfigKeyError) else in_one_line(error)
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return f"{error.filename or 'a file'} {_REFUSED[error.errno]} ({error.strerror})"
-    return None
+    if isinstance(error, BrokenProcessPool):
+        killed = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
+        return (
+            f"a process of this sweep was killed{f' ({killed[1]})' if killed else ''}, and joblib ended the others; "
+            f"{_AGAIN}; where memory was short, with hydra.launcher.n_jobs=1"
+        )
+    return of_submitit(error) if raised_in(error, "submitit") else None
+
+
+def of_submitit(error: BaseException) -> str | None:
+    """What is wrong where a job cannot be submitted or was killed; None where its traceback is in ``error``."""
+    text = in_one_line(error)
+    killed = re.match(r"Job (\S+) \(task: \d+\) with path (\S+)/\S+ has not produced any output \(state: (.*?)\)", text)
+    if killed:
+        return f"job {killed[1]} ended without a result (state {killed[3]}; its output is in {killed[2]}); {_AGAIN}"
+    return None if "failed during processing with trace" in text else f"no job could be submitted: {text}"
 
 
 def of_instantiation(error: InstantiationException) -> str | None:
@@ -65,18 +82,18 @@ def of_instantiation(error: InstantiationException) -> str | None:
         return in_one_line(cause)
     if cause is None or isinstance(cause, ImportError):
         return f"{key}: {in_one_line(cause or error)}".lstrip(": ")
-    if isinstance(cause, TypeError) and is_of_the_call(cause):
+    if isinstance(cause, TypeError) and raised_in(cause, "hydra"):  # the call itself
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         return f"{key}.{unknown[1]}: {cause}; leave it out" if unknown else f"{key}: {cause}; check its keys"
     return None
 
 
-def is_of_the_call(error: BaseException) -> bool:
-    """Whether ``error`` was raised by calling something from Hydra, not by anything within what was called."""
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether the code that raised ``error`` is in ``package``, not in something that it has called."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("hydra.")
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(f"{package}.")
 
 
 def of_hydra(error: HydraException) -> str:

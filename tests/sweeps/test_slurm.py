@@ -67,12 +67,13 @@ def slurm():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     settings = {
         "ClusterName": "test", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmctldPort": controller, "SlurmdPort": node,
-        "AuthType": "auth/munge", "AuthInfo": f"socket={folder}/munge.socket", "CredType": "cred/munge",
+        "AuthType": "auth/munge", "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5", "CredType": "cred/munge",
         "SlurmUser": "root", "StateSaveLocation": f"{folder}/state", "SlurmdSpoolDir": f"{folder}/spool",
         "SlurmctldPidFile": f"{folder}/slurmctld.pid", "SlurmdPidFile": f"{folder}/slurmd.pid",
         "SlurmctldLogFile": f"{folder}/slurmctld.log", "SlurmdLogFile": f"{folder}/slurmd.log",
         "ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none", "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core", "MpiDefault": "none", "ReturnToService": 2, "KillWait": 2,
+        "SchedulerParameters": "sched_interval=2,bf_interval=2",
     }  # fmt: skip
     lines = [f"{key}={value}" for key, value in settings.items()]
     lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={memory - 500} State=UNKNOWN")
@@ -96,20 +97,28 @@ def slurm():
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         return done.stdout if done.returncode == 0 else ""
 
+    def end():
+        """Cancel what runs; whether nothing runs any more."""
+        answers("scancel", "--signal=KILL", "--full", "--user=root")
+        answers("scancel", "--user=root")
+        return not answers("squeue", "--noheader")
+
     try:
         for words, is_up in (
             (munged, (folder / "munge.socket").exists),
             (["slurmctld", "-D"], lambda: answers("scontrol", "ping")),
             (["slurmd", "-D"], lambda: "idle" in answers("sinfo", "--noheader", "--format=%t")),
         ):
-            daemons.append(
-                subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-            )
-            wait_for(is_up, 60, logs)
+            with (folder / f"{words[0]}-output.log").open("w") as output:
+                bound = ["setpriv", "--pdeathsig", "TERM", *words]  # should this process be killed
+                daemons.append(subprocess.Popen(bound, env=environment, stdout=output, stderr=output))
+            wait_for(lambda daemon=daemons[-1], is_up=is_up: daemon.poll() is not None or is_up(), 60, logs)
+            assert daemons[-1].poll() is None, logs()
         yield environment
-        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
-        wait_for(lambda: not answers("squeue", "--noheader"), 60, logs)
+        wait_for(end, 60, logs)
     finally:
+        if len(daemons) == 3:
+            end()
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
@@ -141,7 +150,7 @@ def said(folder):
 def test_five_seeds_are_five_jobs(slurm, composed, toy_overrides, tmp_path):
     settings = [
         *toy_overrides,
-        "model.learner.dropout=0",
+        "model.learner.dropout=0.0",
         *(f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs")),
     ]
     assert submit(slurm, tmp_path, "sweep=five_seeds", *settings).wait(500) == 0, said(tmp_path)
@@ -177,22 +186,30 @@ def check_complete(composed, settings, num_trials):
     storage.engine.dispose()
 
 
+def begun(slurm, folder, *settings):
+    """The process that has submitted workers, once the second trial has a checkpoint."""
+    process = submit(slurm, folder, *settings)
+    checkpoint = folder / "runs" / "study" / "trial-001" / "last.ckpt"
+    wait_for(lambda: checkpoint.exists() or process.poll() is not None, 300, lambda: said(folder))
+    assert process.poll() is None, said(folder)
+    return process
+
+
 @pytest.mark.usefixtures("on_postgresql")
-def test_two_jobs_share_a_search(slurm, composed, toy_overrides, tmp_path):
+def test_two_jobs_that_reach_their_time_limit_share_a_search(slurm, composed, toy_overrides, tmp_path):
     settings = search_settings(toy_overrides, tmp_path)
-    assert submit(slurm, tmp_path, "search.worker=0,1", *settings).wait(500) == 0, said(tmp_path)
+    command = begun(slurm, tmp_path, "search.worker=0,1", *settings)
+    subprocess.run(["scancel", "--signal=USR2", "--user=root"], env=slurm, check=True)  # as SLURM: see signal_delay_s
+    assert command.wait(300) == 0, said(tmp_path)
     check_complete(composed, settings, 4)
 
 
 @pytest.mark.usefixtures("on_postgresql")
-def test_a_search_whose_jobs_are_cancelled_goes_on(slurm, composed, toy_overrides, tmp_path):
+def test_a_search_whose_job_is_killed_goes_on_by_the_same_command(slurm, composed, toy_overrides, tmp_path):
     settings = search_settings(toy_overrides, tmp_path)
-    first = submit(slurm, tmp_path, "search.worker=0,1", *settings)
-    begun = tmp_path / "runs" / "study" / "trial-001" / "last.ckpt"
-    wait_for(lambda: begun.exists() or first.poll() is not None, 300, lambda: said(tmp_path))
-    assert first.poll() is None, said(tmp_path)
+    first = begun(slurm, tmp_path, *settings)
     subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env=slurm, check=True)
-    first.send_signal(signal.SIGKILL)  # without accounting it cannot know that its jobs are gone
+    first.send_signal(signal.SIGKILL)  # without accounting it cannot know that its job is gone
     first.wait()
-    assert submit(slurm, tmp_path, "search.worker=0,1", *settings).wait(500) == 0, said(tmp_path)
+    assert submit(slurm, tmp_path, *settings).wait(500) == 0, said(tmp_path)
     check_complete(composed, settings, 4)

@@ -2,10 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException
 
+from hydra_plugins.leo_runs_sweeper import returned
+from leo.run import meta_train
+from runner.errors import InputError, users_message
 from tests.conftest import ROOT, TINY_GLYPHS
 from tests.sweeps.test_launchers import needs
 from tests.sweeps.test_search import ONE_VALUE
@@ -55,3 +63,113 @@ def test_runs_that_start_together_make_missing_features_once(tmp_path):
     assert sorted(runs) == [0, 1]
     made = [json.loads(path.read_text())["config"]["features_origin"]["checkpoint"] for path in runs.values()]
     assert made[0] == made[1]
+
+
+def workers_of(pid):
+    """The processes of joblib's pool in the process ``pid``."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The number of training batches:UserWarning", "ignore:.*does not have many workers:UserWarning"
+)
+def test_a_sweep_of_which_a_process_is_killed_goes_on_by_the_same_command(composed, tmp_path, toy_overrides):
+    """Joblib ends the others at once; what is said is one line, and the same command finishes all four."""
+    needs("joblib")
+    settings = [*toy_overrides, "model.learner.dropout=0.0", "max_steps=300", "val.every=20"]
+    folders = [f"dirs.{name}={tmp_path / name}" for name in ("images", "features", "runs")]
+    words = command("-m", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", *settings, *folders)
+    with (tmp_path / "output.txt").open("w") as output:
+        swept = subprocess.Popen(words, cwd=tmp_path, stdout=output, stderr=output)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*seed0*/last.ckpt")):
+        assert swept.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = workers_of(swept.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    assert swept.wait(60) == 1
+    said = (tmp_path / "output.txt").read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-2] == (
+        "error: a process of this sweep was killed (SIGKILL(-9)), and joblib ended the others; give the same command "
+        "again: finished runs are skipped, the others go on from their last checkpoints; where memory was short, with "
+        "hydra.launcher.n_jobs=1"
+    )
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
+    assert sorted(result["seed"] for result in results) == [0, 1, 2, 3]
+    meta_train(composed(*settings, "seed=0", f"run_dir={tmp_path / 'straight'}"))
+    straight = json.loads((tmp_path / "straight/result.json").read_text())
+    (resumed,) = (result for result in results if result["seed"] == 0)
+    assert [resumed[key] for key in ("accuracy", "val_accuracy")] == [
+        straight[key] for key in ("accuracy", "val_accuracy")
+    ]
+
+
+@pytest.mark.slow
+def test_the_runs_that_fail_are_said_in_a_line_and_the_others_run(tmp_path, toy_overrides):
+    words = command("-m", "hydra/launcher=basic", *toy_overrides, "max_steps=20", "model.learner.dropout=1.5,0.1,1.7")
+    failed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    rule = "is not a rate; it must be at least 0 and below 1"
+    assert failed.stderr.splitlines()[-2] == f"error: 2 of 3 runs failed: dropout=1.5 {rule}; dropout=1.7 {rule}"
+    for text in ("Traceback", "Error executing job"):
+        assert text not in failed.stdout + failed.stderr
+    logged = [line for line in failed.stdout.splitlines() if "[ERROR]" in line]
+    assert [line.partition(" failed: ")[2] for line in logged] == [f"dropout={rate} {rule}" for rate in (1.5, 1.7)]
+    (result,) = (tmp_path / "runs").glob("*/result.json")
+    assert json.loads(result.read_text())["config"]["model"]["learner"]["dropout"] == 0.1
+
+
+def ended(value):
+    """What Hydra has of a run that returned ``value``, or raised it."""
+    status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+    return JobReturn(status=status, _return_value=value)
+
+
+def test_the_error_of_a_sweep_is_of_all_its_runs():
+    assert returned([ended(0.5), ended(None)]) == [0.5, None]
+    with pytest.raises(InputError, match="^no images$"):
+        returned([ended(InputError("no images")), ended(InputError("no images"))])
+    with pytest.raises(InputError, match="^2 of 3 runs failed: no images; no classes$"):
+        returned([ended(InputError("no images")), ended(0.5), ended(ConfigCompositionException("no classes"))])
+    with pytest.raises(InputError, match="^1 of 2 runs failed: no images$"):
+        returned([ended(InputError("no images")), ended(0.5)])
+    with pytest.raises(ZeroDivisionError):
+        returned([ended(InputError("no images")), ended(ZeroDivisionError())])
+
+
+def raised_by(module, error):
+    """``error`` with the traceback of code of ``module``."""
+    code = "def fail(error):\n    raise error"
+    names = {"__name__": module}
+    exec(code, names)
+    try:
+        names["fail"](error)
+    except RuntimeError as caught:
+        return caught
+
+
+def test_jobs_that_slurm_ends_or_refuses_are_said_in_a_line():
+    lost = "Job 7_1 (task: 0) with path /runs/.submitit/7_1/7_1_0_result.pkl\nhas not produced any output (state: {})\n"
+    for state in ("TIMEOUT", "CANCELLED by 0", "OUT_OF_MEMORY"):
+        text = lost.format(state) + "Error stream produced:\n---\nslurmstepd: error (7_1)"
+        said = users_message(raised_by("submitit.core.core", RuntimeError(text)))
+        assert said.startswith(
+            f"job 7_1 ended without a result (state {state}; its output is in /runs/.submitit/7_1); "
+        )
+        assert "give the same command again" in said
+    refused = RuntimeError("sbatch: error: invalid partition specified: gpu\nsbatch: error: failed")
+    said = users_message(raised_by("submitit.core.utils", refused))
+    assert said == "no job could be submitted: sbatch: error: invalid partition specified: gpu sbatch: error: failed"
+    trace = RuntimeError("Job (task=0) failed during processing with trace:\nZeroDivisionError")
+    assert users_message(raised_by("submitit.core.core", trace)) is None
+    assert users_message(raised_by("leo.run", RuntimeError(lost))) is None
