@@ -74,6 +74,11 @@ class Row(NamedTuple):
         return f"layer {layer}" if layer not in (None, "pixels") else layer or ""
 
     @property
+    def scaling(self) -> str:
+        """How the features are scaled; empty where the learner sees none."""
+        return OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "features.normalize") or ""
+
+    @property
     def seconds(self) -> float:
         """Mean duration of training and test."""
         return statistics.mean(sum(filter(None, result["seconds"].values())) for result in self.results)
@@ -203,6 +208,7 @@ def table(rows: list[Row]) -> Table:
     diverged = any(row.num_diverged for row in rows)
     shown.add_column("method", no_wrap=True)
     shown.add_column("features")
+    shown.add_column("scaling", no_wrap=True)
     score = "test %" if rows[0].is_accuracy else "test"
     for column in ("task", score, "interval", *(("s.d. (seeds)",) * several), *(("diverged",) * diverged), "seconds"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -211,6 +217,7 @@ def table(rows: list[Row]) -> Table:
         shown.add_row(
             row.method,
             row.features,
+            row.scaling,
             " ".join(f"{first[key]}{unit}" for key, unit in (("num_way", "w"), ("num_shot", "s")) if first.get(key)),
             row.shown(row.mean),
             "" if row.interval95 is None else f"+- {row.shown(row.interval95)}",

@@ -39,14 +39,14 @@ def test_ours_stand_beside_the_papers_and_the_released_codes(tmp_path):
     assert not any(title == "Table 1, tieredImageNet" for title, *_ in table), "nothing of it was run"
     text = markdown(list(table.values()), 5)
     assert (
-        "| LEO (ours)<br>(hparams: manual) | 61.70 ± 0.16 (5)<br>paper 61.76 ± 0.08<br>released 61.89 ± 0.16<br>"
+        "| LEO (ours)<br>(hparams: manual) | l2 | 61.70 ± 0.16 (5)<br>paper 61.76 ± 0.08<br>released 61.89 ± 0.16<br>"
         "difference -0.06 | none\\*<br>paper 77.59 ± 0.12<br>released 77.65 ± 0.09 |" in text
     )
     lines = list(csv.DictReader(io.StringIO(as_csv(list(table.values()), 5))))
     (line,) = [x for x in lines if (x["table"], x["model"], x["column"]) == ("Table 2", "LEO (ours)", "mini_1shot")]
     assert (line["ours"], line["ours_deviation"], line["num_seeds"]) == ("61.7", "0.1581", "5")
     assert (line["paper"], line["released_deviation"], line["difference"]) == ("61.76", "0.16", "-0.06")
-    assert (line["is_complete"], line["is_apart"]) == ("True", "False")
+    assert (line["is_complete"], line["is_apart"], line["scaling"]) == ("True", "False", "l2")
 
 
 @pytest.mark.parametrize(("shift", "is_apart"), [(0.002, False), (0.004, True)])
@@ -72,6 +72,21 @@ def test_sources_of_hyperparameters_are_lines_of_their_own(tmp_path):
     assert shown == {"paper": pytest.approx(60), "released": pytest.approx(61)}, "num_way=9 is another experiment"
 
 
+def test_the_scaling_that_a_row_sees_is_a_column(tmp_path):
+    scaled = {"mini_1shot": "l2", "mini_5shot": "centred_l2"}
+    for experiment, kind in scaled.items():
+        write(tmp_path, experiment, 0, 0.6, experiment, features={"normalize": kind})
+    write(tmp_path, "released", 0, 0.6, "mini_1shot", hparams="released/mini_1shot", features={"normalize": "l2"})
+    text = markdown(list(found(tmp_path).values()), 5)
+    assert "| LEO (ours)<br>(hparams: manual) | 1-shot: l2<br>5-shot: centred_l2 | 60.00" in text
+    assert "| LEO (ours)<br>(hparams: released) | l2 | 60.00" in text
+    assert "| MAML (Finn et al., 2017) |  | 48.70" in text
+    lines = csv.DictReader(io.StringIO(as_csv(list(found(tmp_path).values()), 5)))
+    assert {(line["hparams"], line["column"], line["scaling"]) for line in lines if line["ours"]} == {
+        ("manual", "mini_1shot", "l2"), ("manual", "mini_5shot", "centred_l2"), ("released", "mini_1shot", "l2"),
+    }  # fmt: skip
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_one_number(tmp_path):
     write(tmp_path, "mini_1shot-none-seed0", 0, 0.6, "mini_1shot", max_steps=100)
     write(tmp_path, "mini_1shot-none-seed1", 1, 0.6, "mini_1shot", max_steps=200)
@@ -83,8 +98,8 @@ def test_the_report_writes_its_tables(composed, tmp_path, capsys):
     write(tmp_path / "runs", "glyphs_1shot-none-seed0", 0, 0.7)
     report(composed("stage=report"))
     assert "70.00 (1)*" in capsys.readouterr().out
-    assert "| LEO<br>(hparams: manual) | 70.00 (1)\\* | none\\* |" in (tmp_path / "run/tables.md").read_text()
-    assert (tmp_path / "run/tables.csv").read_text().startswith("table,model,hparams,column,num_seeds,")
+    assert "| LEO<br>(hparams: manual) | l2 | 70.00 (1)\\* | none\\* |" in (tmp_path / "run/tables.md").read_text()
+    assert (tmp_path / "run/tables.csv").read_text().startswith("table,model,hparams,column,scaling,num_seeds,")
     assert (tmp_path / "run/table1.png").read_bytes().startswith(b"\x89PNG")
 
 
