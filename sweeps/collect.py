@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from leo.methods import METHODS
+from leo.methods import method_name
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class Row(NamedTuple):
     @property
     def method(self) -> str:
         """What tables call it: the learner, and the ablation where there is one."""
-        learner = OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "model.learner._target_")
-        method = METHODS.get(learner, self.experiment)
+        learner = OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "model.learner")
+        method = method_name(learner or {}) or self.experiment
         return method if self.ablation == "none" else f"{method}, {self.ablation.replace('_', ' ')}"
 
     @property

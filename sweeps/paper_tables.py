@@ -79,7 +79,7 @@ class Cell(NamedTuple):
 
     def lines(self, needed: int) -> list[str]:
         """What the table shows; ``needed`` seeds make it complete."""
-        if not self.source:
+        if not self.experiment:
             return [str(self.paper)] if self.paper else []
         sign = INCOMPLETE if self.num_seeds < needed else ""
         shown = [f"{self.ours} ({self.num_seeds}){sign}" if self.ours else f"none{sign}"]
@@ -104,9 +104,10 @@ def cells(rows: list[Row], published: list[dict[str, Any]]) -> Iterator[Cell]:
 
 
 def line_cells(rows: list[Row], table: dict[str, Any], line: dict[str, Any]) -> Iterator[Cell]:
-    """The cells of one line of a table, for each source."""
+    """The cells of one line of a table, for each source. ``columns`` of the line are those that can be run."""
     paper, released = ({c: Number(*n) for c, n in line.get(key, {}).items()} for key in ("paper", "released"))
-    experiments = {column: line.get("experiment", "").format(column=column) for column in table["columns"]}
+    can_run = line.get("columns", list(table["columns"])) if "experiment" in line else []
+    experiments = {c: line["experiment"].format(column=c) if c in can_run else "" for c in table["columns"]}
     ablation = line.get("ablation", "none")
     own = [row for row in rows if row.experiment in experiments.values() and row.ablation == ablation]
     for source in sorted({row.source for row in own}) or (["none"] if "experiment" in line else [""]):

@@ -130,7 +130,7 @@ def test_rows_name_experiments_and_ablations_that_exist():
         for row in table["rows"]:
             if "experiment" in row:
                 assert Path(ROOT, "conf/ablation", row.get("ablation", "none") + ".yaml").exists()
-                for column in table["columns"]:
+                for column in row.get("columns", table["columns"]):
                     assert Path(ROOT, "conf/experiment", row["experiment"].format(column=column) + ".yaml").exists()
 
 
