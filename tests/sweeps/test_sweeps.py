@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, TINY_GLYPHS
 from tests.sweeps.test_launchers import needs
@@ -55,3 +56,24 @@ def test_runs_that_start_together_make_missing_features_once(tmp_path):
     assert sorted(runs) == [0, 1]
     made = [json.loads(path.read_text())["config"]["features_origin"]["checkpoint"] for path in runs.values()]
     assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_one_command_does_all_three_stages_on_glyphs(tmp_path):
+    """Features, a search, training on train + val with what it found, for two seeds; then the report."""
+    needs("joblib")
+    tiny = ["search.n_trials=3", "~search.space.model.learner.dropout", "search.storage.heartbeat_interval=1"]
+    runs = sweep(tmp_path, TINY_GLYPHS, "sweep=paper_glyphs", "seed=0,1", *tiny)
+    results = [json.loads(runs[seed].read_text()) for seed in (0, 1)]
+    (study,) = (tmp_path / "runs").glob("search-glyphs_1shot-none-seed0*")
+    assert {path.name for path in study.glob("trial-*")} == {"trial-000", "trial-001", "trial-002"}
+    assert {result["hparams"] for result in results} == {"search/glyphs_1shot-none"}
+    assert all(result["config"]["train_splits"] == ["train", "val"] for result in results)
+    found = OmegaConf.load(study / "conf/hparams/search/glyphs_1shot-none.yaml")
+    for result in results:
+        assert result["config"]["model"]["optimizer"]["lr"] == found.model.optimizer.lr
+        assert result["config"]["features"]["normalize"] == found.features.normalize
+    words = command("stage=report", "stage.select=glyphs_1shot-none-seed*-hparams*")
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True, check=True).stdout
+    assert "(2)*" in shown
