@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from runner.errors import InputError, MissingFileError
 
 FORMAT = "leo-features-1"
-NORMALIZATIONS = ("l2", "standardize")
+NORMALIZATIONS = ("l2", "standardize", "centred_l2")
 ORIGIN = ("data", "extractor", "layer", "crop", "checkpoint")  # that every feature file records
 
 
@@ -184,7 +184,8 @@ def concatenate(tables: list[FeatureTable]) -> FeatureTable:
 class Normalizer(nn.Module):
     """Scales features before use; its statistics are buffers, so a checkpoint carries them.
 
-    ``l2``: unit length (the paper). ``standardize``: zero mean and unit variance in each dimension of the training
+    ``l2``: unit length (the paper). ``centred_l2``: the mean of the training features subtracted, then unit length
+    (SimpleShot, Wang et al., 2019). ``standardize``: zero mean and unit variance in each dimension of the training
     features, then length sqrt(D).
     """
 
@@ -200,14 +201,18 @@ class Normalizer(nn.Module):
         self.register_buffer("std", torch.ones(num_features))
 
     def fit(self, features: Float[Tensor, "n D"]) -> None:
-        """Take the statistics of ``features``; L2 needs none. Constant dimensions keep their scale."""
+        """Take the statistics of ``features`` that the kind needs. Constant dimensions keep their scale."""
+        if self.kind == "l2":
+            return
+        std, mean = torch.std_mean(features, dim=0)
+        self.mean.copy_(mean)
         if self.kind == "standardize":
-            std, mean = torch.std_mean(features, dim=0)
-            self.mean.copy_(mean)
             self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
 
     def forward(self, features: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
         """The scaled features."""
         if self.kind == "l2":
             return nn.functional.normalize(features, dim=-1)
+        if self.kind == "centred_l2":
+            return nn.functional.normalize(features - self.mean, dim=-1)
         return nn.functional.normalize((features - self.mean) / self.std, dim=-1) * features.shape[-1] ** 0.5

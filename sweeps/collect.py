@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from leo.methods import METHODS
+from leo.methods import method_name
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class Row(NamedTuple):
     @property
     def method(self) -> str:
         """What tables call it: the learner, and the ablation where there is one."""
-        learner = OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "model.learner._target_")
-        method = METHODS.get(learner, self.experiment)
+        learner = OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "model.learner")
+        method = method_name(learner or {}) or self.experiment
         return method if self.ablation == "none" else f"{method}, {self.ablation.replace('_', ' ')}"
 
     @property
@@ -72,6 +72,11 @@ class Row(NamedTuple):
         """What the learner sees of an image; empty where it sees none."""
         layer = self.results[0].get("layer")
         return f"layer {layer}" if layer not in (None, "pixels") else layer or ""
+
+    @property
+    def scaling(self) -> str:
+        """How the features are scaled; empty where the learner sees none."""
+        return OmegaConf.select(OmegaConf.create(self.results[0]["config"]), "features.normalize") or ""
 
     @property
     def seconds(self) -> float:
@@ -203,6 +208,7 @@ def table(rows: list[Row]) -> Table:
     diverged = any(row.num_diverged for row in rows)
     shown.add_column("method", no_wrap=True)
     shown.add_column("features")
+    shown.add_column("scaling", no_wrap=True)
     score = "test %" if rows[0].is_accuracy else "test"
     for column in ("task", score, "interval", *(("s.d. (seeds)",) * several), *(("diverged",) * diverged), "seconds"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -211,6 +217,7 @@ def table(rows: list[Row]) -> Table:
         shown.add_row(
             row.method,
             row.features,
+            row.scaling,
             " ".join(f"{first[key]}{unit}" for key, unit in (("num_way", "w"), ("num_shot", "s")) if first.get(key)),
             row.shown(row.mean),
             "" if row.interval95 is None else f"+- {row.shown(row.interval95)}",

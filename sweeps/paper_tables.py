@@ -59,6 +59,11 @@ class Cell(NamedTuple):
         return 0 if self.row is None else len(self.row.results)
 
     @property
+    def scaling(self) -> str:
+        """How the features of the row are scaled."""
+        return "" if self.row is None else self.row.scaling
+
+    @property
     def difference(self) -> float | None:
         """Ours less what it is compared with, in percent points."""
         return None if self.ours is None or self.compared is None else self.ours.mean - self.compared.mean
@@ -74,7 +79,7 @@ class Cell(NamedTuple):
 
     def lines(self, needed: int) -> list[str]:
         """What the table shows; ``needed`` seeds make it complete."""
-        if not self.source:
+        if not self.experiment:
             return [str(self.paper)] if self.paper else []
         sign = INCOMPLETE if self.num_seeds < needed else ""
         shown = [f"{self.ours} ({self.num_seeds}){sign}" if self.ours else f"none{sign}"]
@@ -99,9 +104,10 @@ def cells(rows: list[Row], published: list[dict[str, Any]]) -> Iterator[Cell]:
 
 
 def line_cells(rows: list[Row], table: dict[str, Any], line: dict[str, Any]) -> Iterator[Cell]:
-    """The cells of one line of a table, for each source."""
+    """The cells of one line of a table, for each source. ``columns`` of the line are those that can be run."""
     paper, released = ({c: Number(*n) for c, n in line.get(key, {}).items()} for key in ("paper", "released"))
-    experiments = {column: line.get("experiment", "").format(column=column) for column in table["columns"]}
+    can_run = line.get("columns", list(table["columns"])) if "experiment" in line else []
+    experiments = {c: line["experiment"].format(column=c) if c in can_run else "" for c in table["columns"]}
     ablation = line.get("ablation", "none")
     own = [row for row in rows if row.experiment in experiments.values() and row.ablation == ablation]
     for source in sorted({row.source for row in own}) or (["none"] if "experiment" in line else [""]):
@@ -145,22 +151,35 @@ def heads() -> dict[str, dict[str, str]]:
     return {table["title"]: table["columns"] for table in published()}
 
 
-def lines(shown: list[Cell]) -> Iterator[tuple[str, list[str], list[tuple[str, list[Cell]]]]]:
-    """Each table's title and heads, and its lines: a name and the cells."""
+def scalings(line: list[Cell], heads: dict[str, str]) -> str:
+    """How the features of a line's cells are scaled: in a word where all agree, else for each column."""
+    found = {heads[cell.column]: cell.scaling for cell in line if cell.scaling}
+    if len(set(found.values())) <= 1:
+        return next(iter(found.values()), "")
+    return "\n".join(f"{head}: {scaling}" for head, scaling in found.items())
+
+
+def lines(shown: list[Cell]) -> Iterator[tuple[str, list[str], list[tuple[str, str, list[Cell]]]]]:
+    """Each table's title and heads, and its lines: a name, the scaling of the features, and the cells."""
     columns = heads()
     for title in dict.fromkeys(cell.table for cell in shown):
         found = [cell for cell in shown if cell.table == title]
         of_table = []
         for model, source in dict.fromkeys((cell.model, cell.source) for cell in found):
             name = model if source in ("", "none") else f"{model}\n(hparams: {source})"
-            of_table.append((name, [cell for cell in found if (cell.model, cell.source) == (model, source)]))
-        yield title, ["Model", *columns[title].values()], of_table
+            line = [cell for cell in found if (cell.model, cell.source) == (model, source)]
+            of_table.append((name, scalings(line, columns[title]), line))
+        yield title, ["Model", "Scaling", *columns[title].values()], of_table
 
 
 def grid(shown: list[Cell], num_seeds: int) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Each table's title, heads and lines of text; a cell's lines are joined by newlines."""
     for title, columns, of_table in lines(shown):
-        yield title, columns, [[name, *("\n".join(cell.lines(num_seeds)) for cell in line)] for name, line in of_table]
+        yield (
+            title,
+            columns,
+            [[name, scaling, *("\n".join(cell.lines(num_seeds)) for cell in line)] for name, scaling, line in of_table],
+        )
 
 
 def terminal(shown: list[Cell], num_seeds: int) -> Iterator[Table]:
@@ -189,11 +208,12 @@ def as_csv(shown: list[Cell], num_seeds: int) -> str:
     writer = csv.writer(file, lineterminator="\n")
     kinds = ("ours", "paper", "released", "compared")
     number_heads = [f"{kind}{part}" for kind in kinds for part in ("", "_deviation")]
-    first = ["table", "model", "hparams", "column", "num_seeds", "is_complete"]
+    first = ["table", "model", "hparams", "column", "scaling", "num_seeds", "is_complete"]
     writer.writerow([*first, *number_heads, "difference", "is_apart"])
     for cell in shown:
         numbers = [part for kind in kinds for part in (getattr(cell, kind) or Number(math.nan, None))]
         rounded = ["" if part is None or math.isnan(part) else round(part, 4) for part in numbers]
         difference = "" if cell.difference is None else round(cell.difference, 4)
-        writer.writerow([*cell[:4], cell.num_seeds, cell.num_seeds >= num_seeds, *rounded, difference, cell.is_apart])
+        own = [cell.scaling, cell.num_seeds, cell.num_seeds >= num_seeds]
+        writer.writerow([*cell[:4], *own, *rounded, difference, cell.is_apart])
     return file.getvalue()

@@ -302,9 +302,12 @@ def changed(cfg: DictConfig, folder: Path, values: dict[str, Any]) -> DictConfig
 
 
 def values_of(cfg: DictConfig, source: str) -> dict[str, Any]:
-    """What ``conf/hparams/<source>/<experiment>.yaml`` says of the values to search; must lie within their ranges."""
+    """What a file of ``conf/hparams`` says of the values to search; they must lie within their ranges.
+
+    ``source`` is a folder, whose file has the experiment's name (paper), or a file (paper/mini_1shot).
+    """
     hydra = HydraConfig.get()
-    file = f"{source}/{cfg.names.experiment}"
+    file = source if "/" in source else f"{source}/{cfg.names.experiment}"
     kept = [override for override in hydra.overrides.task if not override.startswith(("hparams=", "search.enqueue="))]
     composed = compose(hydra.job.config_name, [*search_path(), *kept, f"hparams={file}"])
     values = {}

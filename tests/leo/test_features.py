@@ -108,6 +108,19 @@ def test_standardize_by_hand():
     assert set(normalizer.state_dict()) == {"mean", "std"}
 
 
+def test_centred_l2_by_hand():
+    """Mean (2, 5): (5, 9) -> (3, 4) -> (0.6, 0.8), whatever the spread of each dimension."""
+    normalizer = Normalizer("centred_l2", 2)
+    normalizer.fit(torch.tensor([[1.0, 3.0], [3.0, 7.0]]))
+    torch.testing.assert_close(normalizer(torch.tensor([[5.0, 9.0], [-4.0, 13.0]])),
+                               torch.tensor([[0.6, 0.8], [-0.6, 0.8]]))  # fmt: skip
+    again = Normalizer("centred_l2", 2)
+    again.load_state_dict(normalizer.state_dict())  # as a checkpoint carries it
+    torch.testing.assert_close(again(torch.tensor([5.0, 9.0])), torch.tensor([0.6, 0.8]))
+
+
 def test_an_unknown_normalization_names_the_choices():
-    with pytest.raises(ValueError, match="features.normalize='L2' is unknown; choose one of l2, standardize"):
+    with pytest.raises(
+        ValueError, match="features.normalize='L2' is unknown; choose one of l2, standardize, centred_l2"
+    ):
         Normalizer("L2", 2)

@@ -102,7 +102,7 @@ AGAIN = r"delete .*run/last.ckpt: the same command then starts from the first up
         ("result.json", CUT, (), r"result.json is damaged .*; delete it: the same command tests again", "delete"),
         ("result.json", lambda _: b"[1]\n", (), r"result.json is damaged .*; delete it", "delete"),
         ("config.yaml", EMPTY, (), r"config.yaml is damaged .*no configuration.*; delete that file and give", "delete"),
-        ("config.yaml", at_a_line, (), r"config.yaml is damaged \(it is cut short\); delete that file and give", "delete"),
+        ("config.yaml", at_a_line, (), r"config.yaml is damaged \(it is cut short\); delete that file", "delete"),
         ("config.yaml", ZEROS, (), r"config.yaml is damaged .*; delete that file and give the command", "delete"),
         ("config.yaml", lambda _: b"a: [1\nb", (), r"config.yaml is damaged .*; delete that file", "delete"),
     ],

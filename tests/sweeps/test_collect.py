@@ -19,6 +19,7 @@ def write(
         "seed": seed,
         "names": {"experiment": experiment, "ablation": ablation, "hparams": hparams},
         "model": {"learner": {"_target_": "leo.leo.LEO"}},
+        "features": {"normalize": "l2"},
         **config,
     }
     result = {
@@ -59,6 +60,7 @@ def test_seeds_are_averaged_and_intervals_kept_apart(tmp_path):
         console.print(*tables([row]))
     text = console.export_text()
     assert "72.00" in text
+    assert " l2 " in text
     assert "2.00 (3)" in text
     assert "+- 0.60" in text
 

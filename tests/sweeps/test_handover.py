@@ -108,7 +108,7 @@ def test_the_papers_space_is_replaced_added_to_and_taken_out_of():
         "+search.space.tasks_per_batch='choice(3,6)'",
     ], "the range of the rate is the paper's"  # fmt: skip
     found = dict(space(compose("train", job).search.space))
-    assert len(found) == 6
+    assert len(found) == 8
     assert found["tasks_per_batch"] == CategoricalDistribution([3, 6])
 
 

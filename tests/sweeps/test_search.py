@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+from leo.features import NORMALIZATIONS
 from leo.run import meta_train
 from runner.errors import InputError
 from sweeps.search import load_study, open_study, search, train_best, values_of, write_best
@@ -69,7 +70,30 @@ def test_the_ranges_hold_the_published_values(composed, experiment, source):
     assert values["model.optimizer.lr"] == published["optimizer"]["lr"]
     keys = ("kl_weight", "encoder_penalty_weight", "l2_weight", "orthogonality_weight", "dropout")
     assert {key: values[f"model.learner.{key}"] for key in keys} == {key: published["learner"][key] for key in keys}
-    assert len(values) == 6
+    assert (values["features.normalize"], values["model.learner.latent_lr"]) == ("l2", 1.0)
+    assert len(values) == 8
+
+
+@pytest.mark.parametrize("experiment", ["glyphs_1shot", "mini_small_1shot"])
+def test_a_search_may_start_from_the_file_of_another_experiment(composed, experiment):
+    cfg = composed("stage=search", f"experiment={experiment}", "data.source=null")
+    assert values_of(cfg, "released/mini_1shot")["model.optimizer.lr"] == 2.739071e-4
+    values = values_of(cfg, "manual/glyphs_1shot")
+    assert (values["features.normalize"], values["model.learner.latent_lr"]) == ("standardize", 0.03)
+
+
+@pytest.mark.parametrize("experiment", ["glyphs_1shot", "glyphs_5shot"])
+@pytest.mark.parametrize("method", ["", "_meta_sgd", "_prototypes"])
+def test_the_ranges_hold_the_values_set_by_hand(composed, experiment, method):
+    cfg = composed("stage=search", f"experiment={experiment}{method}", "data.source=null")
+    assert values_of(cfg, "manual").keys() == dict(space(cfg.search.space)).keys()
+
+
+@pytest.mark.parametrize("experiment", ["glyphs_1shot", "glyphs_1shot_meta_sgd", "glyphs_1shot_prototypes",
+                                        "glyphs_1shot_centroid_mid_level"])  # fmt: skip
+def test_each_methods_scaling_is_searched(composed, experiment):
+    drawn = dict(space(composed("stage=search", f"experiment={experiment}").search.space))
+    assert set(drawn["features.normalize"].choices) == set(NORMALIZATIONS)
 
 
 def cut_in_mid_line(content):
@@ -98,7 +122,9 @@ def test_a_damaged_study_is_named_and_made_anew_from_its_trials(composed, overri
     if damage is not None:
         path.write_bytes(damage(path.read_bytes()))
         for run in (search, load_study):
-            with pytest.raises(InputError, match=rf"{path} is damaged \(.+\); put a copy in its place, or delete") as it:
+            with pytest.raises(
+                InputError, match=rf"{path} is damaged \(.+\); put a copy in its place, or delete"
+            ) as it:
                 run(cfg)
             assert "\n" not in str(it.value)
     path.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 
 from hydra_plugins.leo_runs_sweeper import returned
 from leo.run import meta_train
@@ -173,3 +174,24 @@ def test_jobs_that_slurm_ends_or_refuses_are_said_in_a_line():
     trace = RuntimeError("Job (task=0) failed during processing with trace:\nZeroDivisionError")
     assert users_message(raised_by("submitit.core.core", trace)) is None
     assert users_message(raised_by("leo.run", RuntimeError(lost))) is None
+
+
+@pytest.mark.slow
+def test_one_command_does_all_three_stages_on_glyphs(tmp_path):
+    """Features, a search, training on train + val with what it found, for two seeds; then the report."""
+    needs("joblib")
+    tiny = ["search.n_trials=3", "~search.space.model.learner.dropout", "search.storage.heartbeat_interval=1"]
+    runs = sweep(tmp_path, TINY_GLYPHS, "sweep=paper_glyphs", "seed=0,1", *tiny)
+    results = [json.loads(runs[seed].read_text()) for seed in (0, 1)]
+    (study,) = (tmp_path / "runs").glob("search-glyphs_1shot-none-seed0*")
+    assert {path.name for path in study.glob("trial-*")} == {"trial-000", "trial-001", "trial-002"}
+    assert {result["hparams"] for result in results} == {"search/glyphs_1shot-none"}
+    assert all(result["config"]["train_splits"] == ["train", "val"] for result in results)
+    found = OmegaConf.load(study / "conf/hparams/search/glyphs_1shot-none.yaml")
+    for result in results:
+        assert result["config"]["model"]["optimizer"]["lr"] == found.model.optimizer.lr
+        assert result["config"]["features"]["normalize"] == found.features.normalize
+    words = command("stage=report", "stage.select=glyphs_1shot-none-seed*-hparams*")
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True, check=True).stdout
+    assert "(2)*" in shown

@@ -15,7 +15,7 @@ from leo.analysis.figures import FIGURES
 from leo.analysis.methods import Sizes, load_methods
 from leo.analysis.run import analyze
 from leo.features import load_splits
-from leo.methods import METHODS
+from leo.methods import ESTIMATORS, METHODS
 from leo.run import meta_train
 from tests.conftest import ROOT
 
@@ -160,5 +160,8 @@ def test_what_cannot_be_looked_at_is_refused_before_work(tmp_path, composed, toy
 def test_every_configured_classifier_has_a_name():
     """conf/model/model_*.yaml are learners that generate a whole model, which are composed, not found by name."""
     paths = [path for path in (ROOT / "conf" / "model").glob("*.yaml") if not path.name.startswith("model_")]
-    targets = {OmegaConf.load(path).learner._target_ for path in paths}
-    assert targets == set(METHODS)
+    learners = [OmegaConf.load(path).learner for path in paths]
+    targets = {learner._target_ for learner in learners if "_target_" in learner}
+    assert targets == {*METHODS, "leo.scikit_learn.LinearEstimator"}
+    estimators = {learner.estimator._target_ for learner in learners if "_target_" not in learner}
+    assert estimators == set(ESTIMATORS)
