@@ -1,6 +1,8 @@
 """The one entry: composes a configuration and runs the tasks of its stage (conf/stage)."""
 
 import logging
+from contextlib import suppress
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +35,8 @@ def main(cfg: DictConfig) -> float | None:
                 outcome = get_method(task)(cfg)
             return outcome
     except Exception as error:
+        with suppress(OSError):  # it is not empty
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             end_with_message(error)
         said = users_message(error)

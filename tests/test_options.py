@@ -295,8 +295,9 @@ def test_who_waits_says_for_what(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_mistake_is_a_line_that_says_what_to_do(command, overrides, message):
+def test_a_mistake_is_a_line_that_says_what_to_do_and_leaves_nothing(command, tmp_path, overrides, message):
     said = command(*overrides)
+    assert not list(tmp_path.glob("runs/*"))
     first, *rest = said.splitlines()
     assert re.match(f"error: .*{message}", first)
     assert rest == ["(HYDRA_FULL_ERROR=1 shows where)"]
