@@ -198,7 +198,8 @@ def begun(slurm, folder, *settings):
 @pytest.mark.usefixtures("on_postgresql")
 def test_two_jobs_that_reach_their_time_limit_share_a_search(slurm, composed, toy_overrides, tmp_path):
     settings = search_settings(toy_overrides, tmp_path)
-    command = begun(slurm, tmp_path, "search.worker=0,1", *settings)
+    limit = "hydra.launcher.timeout_min=10"  # of so little, submitit calls each SIGUSR2 the time limit
+    command = begun(slurm, tmp_path, "search.worker=0,1", limit, *settings)
     subprocess.run(["scancel", "--signal=USR2", "--user=root"], env=slurm, check=True)  # as SLURM: see signal_delay_s
     assert command.wait(300) == 0, said(tmp_path)
     check_complete(composed, settings, 4)
