@@ -94,7 +94,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         # Torch counts the cores, of which a launcher gives each of its processes a share. More than two are no faster.
         torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
         trainer = make_trainer(
-            instantiate(cfg.trainer),
+            instantiate(cfg.trainer, accelerator=accelerator(cfg)),
             folder,
             config=config,
             monitor=f"val/{problem.score}",
@@ -260,7 +260,19 @@ def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) ->
         diverged=cfg.diverged,
         max_diverged=float(cfg.max_diverged),
         seed=cfg.seed,
+        captured=cfg.captured,
     )
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """Where meta-training runs: on the processor, which all figures are of, unless a GPU is asked for."""
+    if cfg.captured and not torch.cuda.is_available():
+        raise InputError("captured=true needs a GPU of NVIDIA, and this machine has none; leave it out")
+    if cfg.captured and cfg.trainer.accelerator not in ("auto", "gpu", "cuda"):
+        raise InputError(f"captured=true needs a GPU, and trainer.accelerator={cfg.trainer.accelerator} is none")
+    if cfg.trainer.accelerator == "auto":
+        return "gpu" if cfg.captured else "cpu"
+    return str(cfg.trainer.accelerator)
 
 
 def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
@@ -299,7 +311,7 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers follow from: the resolved configuration, less what only shows them, and ``origin``."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    free = ("stage", "logger", "run_dir", "checkpoint", "threads")
+    free = ("stage", "logger", "run_dir", "checkpoint", "threads", "captured")
     shown = {str(key): value for key, value in config.items() if key not in free}
     return without_paths(shown) | origin
 

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import train
-from leo.run import meta_train
+from leo.run import accelerator, meta_train
 from runner.config import check_arguments, check_overrides, key_paths, names_are_text
 from runner.errors import InputError, users_message
 from runner.folder import taking_turns
@@ -252,6 +252,21 @@ def test_a_trainer_that_this_machine_cannot_make_is_refused_in_a_line(composed, 
         InputError, match="the keys of trainer make no trainer: No supported gpu backend found!; trainer=auto"
     ):
         meta_train(composed(*toy_overrides, "trainer.accelerator=gpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_captured_graph_without_a_gpu_is_refused_in_a_line(command, toy_overrides):
+    assert "captured=true needs a GPU of NVIDIA, and this machine has none" in command(*toy_overrides, "captured=true")
+
+
+def test_meta_training_runs_on_the_processor_unless_a_gpu_is_asked_for(composed, monkeypatch):
+    assert accelerator(composed()) == "cpu"
+    assert accelerator(composed("trainer.accelerator=gpu")) == "gpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert accelerator(composed()) == "cpu"
+    assert accelerator(composed("captured=true")) == "gpu"
+    with pytest.raises(InputError, match="captured=true needs a GPU, and trainer.accelerator=cpu is none"):
+        accelerator(composed("captured=true", "trainer.accelerator=cpu"))
 
 
 def test_complete_features_are_not_written_to(command, toy_overrides, tmp_path):
