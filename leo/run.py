@@ -14,14 +14,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from leo.checkpoint import load_weights, start_from
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
-from leo.features import FeatureTable, Normalizer, check_origin, concatenate, load_splits, read_origin
+from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
-from runner.checkpoints import load_checkpoint
 from runner.config import check_whole_numbers, without_paths
-from runner.errors import InputError, MissingFileError
+from runner.errors import InputError
 from runner.files import read_json
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
@@ -314,58 +314,3 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     free = ("stage", "logger", "run_dir", "checkpoint", "threads", "captured")
     shown = {str(key): value for key, value in config.items() if key not in free}
     return without_paths(shown) | origin
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``, with the ``config`` of its run."""
-    if not path.is_file():
-        raise MissingFileError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
-    checkpoint = load_checkpoint(path, "give another one, or delete its run folder and train again")
-    names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
-    if not any(name.startswith("learner.") for name in names):
-        raise InputError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
-    return checkpoint
-
-
-def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Put the weights and normaliser of the checkpoint at ``path`` into ``module``; the whole checkpoint."""
-    checkpoint = read_checkpoint(path)
-    learner = checkpoint["config"]["model"]["learner"]["_target_"]
-    if learner != cfg.model.learner._target_:
-        raise InputError(
-            f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "
-            f"choose the experiment that the checkpoint was trained with"
-        )
-    if module.normalizer is not None:
-        check_features(module.normalizer, checkpoint, path, cfg)
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the configured learner: {error}") from error
-    return checkpoint
-
-
-def start_from(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, str | None]:
-    """Put the learner of the checkpoint at ``path`` into ``module``, which keeps its normaliser; what path holds."""
-    kept = {name: value.clone() for name, value in module.state_dict().items() if name.startswith("normalizer.")}
-    load_weights(module, path, cfg)
-    module.load_state_dict(kept, strict=False)
-    return identity(path)
-
-
-def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Path, cfg: DictConfig) -> None:
-    """Raise where the checkpoint at ``path`` was trained on features of another width, origin or scale."""
-    width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(normalizer.mean)
-    if width != wanted:
-        raise InputError(
-            f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
-            f"choose the features that the checkpoint was trained on"
-        )
-    expected = checkpoint["config"].get("features_origin", {})
-    check_origin(expected, read_origin(Path(cfg.features.folder)), path, cfg.features.folder)
-    kind = checkpoint["config"]["features"]["normalize"]
-    if kind != normalizer.kind:
-        raise InputError(
-            f"{path} was trained with features.normalize={kind}, the configuration asks for {normalizer.kind}; "
-            f"add features.normalize={kind}"
-        )

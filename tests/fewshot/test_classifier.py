@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from leo.leo import LEO
 from leo.meta_sgd import MetaSGD
 from leo.run import meta_train
 from runner.files import sha256
+from tests.conftest import ROOT
 from tests.fewshot.conftest import stripes
 from tests.leo.test_leo import DEFAULTS
 
@@ -304,3 +307,11 @@ def test_a_larger_grey_or_transparent_image_is_made_to_fit(trained):
     opaque = trained.predict_proba([image.convert("RGBA")])
     np.testing.assert_allclose(opaque, trained.predict_proba([image]), rtol=1e-5)
     assert trained.predict_proba([large, image.convert("L")]).shape == (2, 4)
+
+
+@pytest.mark.parametrize("module", ["fewshot", "fewshot.predict"])
+def test_what_only_training_needs_is_not_imported(module):
+    heavy = "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision", "wandb", "optuna", "sqlalchemy"
+    program = f"import sys, {module}; print(*({{'matplotlib', *{heavy}}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
