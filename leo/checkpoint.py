@@ -22,7 +22,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
     checkpoint = load_checkpoint(path, "give another one, or delete its run folder and train again")
     names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
-    if not any(name.startswith("learner.") for name in names):
+    if not any(name.startswith(("learner.", "normalizer.")) for name in names):
         raise InputError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
     return checkpoint
 

@@ -1,5 +1,6 @@
 """Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on tasks, test its best checkpoint."""
 
+import io
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from leo.checkpoint import load_weights, start_from
 from leo.episodes import TaskIndices, TaskStream, check_task_size
@@ -22,7 +24,7 @@ from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError
-from runner.files import read_json
+from runner.files import read_json, whole_file
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
@@ -112,13 +114,32 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
             score = problem.validate(module.to(device))
-            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}, "checkpoint": None}
+            write_untrained(folder / "best.ckpt", module, config, score)
+            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}}
+            trained["checkpoint"] = str(folder / "best.ckpt")
         if cfg.test.num_tasks is None:
             return float(trained["score"])
         tested = test(cfg, problem, module.to(device), trained, config)
         for logger in loggers:
             logger.log_metrics({f"test/{problem.score}": tested[problem.score]})
         return float(trained["score"])
+
+
+def write_untrained(path: Path, module: MetaLearning, config: dict[str, Any], score: float) -> None:
+    """Write a checkpoint of a learner that has nothing to train: its scale of the features, and what it is."""
+    state = {name: value.cpu() for name, value in module.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(
+        {
+            "state_dict": state,
+            "config": config,
+            "global_step": 0,
+            "callbacks": {"RunCheckpoints": {"best_score": score}},
+        },
+        content,
+    )
+    with whole_file(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def check(cfg: DictConfig) -> None:
@@ -206,11 +227,15 @@ class Classification:
         """The validation tasks of the table ``val``."""
         return fixed_tasks(val, self.cfg.val.num_tasks, self.cfg.num_way, self.cfg.num_shot, VAL_SEED)
 
-    def validate(self, module: MetaLearning) -> float:
-        """Validation accuracy of a learner that is not trained, a fraction."""
+    def val_accuracy(self, module: MetaLearning) -> Tensor:
+        """The accuracy on each validation task [T], fractions."""
         val = scaled(module, self.tables["val"].to(module.device))
         assert isinstance(module.learner, Learner)
-        return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy.mean().item()
+        return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy
+
+    def validate(self, module: MetaLearning) -> float:
+        """Validation accuracy of a learner that is not trained, a fraction."""
+        return self.val_accuracy(module).mean().item()
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """Accuracy, its interval and the loss on the test tasks."""
