@@ -296,6 +296,7 @@ def test_who_waits_says_for_what(tmp_path):
     ("overrides", "message"),
     [
         (["num_wya=5"], r"num_wya is no key of this configuration; did you mean num_way\?"),
+        (["model.learner={droput: 0.5}"], r"model.learner.droput is no key .* mean model.learner.dropout\?"),
         (["search.n_trials=5"], "search.n_trials is no key .* belongs to .*stage=search"),
         (["support=a"], "support is no key .* belongs to stage=predict"),
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),
