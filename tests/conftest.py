@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import open_dict
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -19,6 +20,7 @@ import train
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: several run at a time
+Plugins.instance()  # loads the modules of plugins; those that tests had imported before would be others
 ROOT = Path(__file__).parent.parent
 # All three stages on glyphs in seconds: few images, a narrow extractor, few steps.
 TINY_GLYPHS = [
