@@ -29,9 +29,9 @@ less well: judge that by leave-one-out on your own (`support` and `query` the sa
 
 ## Data
 
-- Extractor: {extractor}, trained to tell the training classes of *{data}* apart; features of layer {layer}.
-- Learner: {method}, meta-trained on tasks of {num_way} classes with {num_shot} image(s) each{splits}.
-- Preprocessing, the same for every class: {size}x{size} pixels in {colours} (both sides resized at once), {crop}; mean
+- Extractor: {extractor}, {trained}; features of layer {layer}.
+- Learner: {method}, {learner}.
+- Preprocessing, the same for every class: {size}x{size} pixels in {colours} ({framing}), {crop}; mean
   {mean} and standard deviation {std} of the channels. Features are means over {views} view(s).
 
 ## Files
@@ -39,7 +39,7 @@ less well: judge that by leave-one-out on your own (`support` and `query` the sa
 | file | content |
 | --- | --- |
 | `config.json` | the settings of learner, extractor and preprocessing; the result above |
-| `learner.safetensors`, `extractor.safetensors` | weights |
+| {weights} |
 | `{program}` | a `torch.export` program, described below |
 | `manifest.json` | SHA-256 of every file, checked on load |
 
@@ -52,19 +52,37 @@ Opening it may unpickle: use it only where you trust its origin.
 """
 
 
-def card(model: Model, result: dict[str, Any] | None, program: str, num_query: int) -> str:
-    """The card in Markdown. ``result`` is that of the run's test, where it is known."""
+def card(model: Model, result: dict[str, Any] | None, program: str, num_query: int, *, by_name: bool) -> str:
+    """The card in Markdown. ``result`` is that of the run's test, where it is known.
+
+    ``by_name``: the extractor's weights are not in the package.
+    """
     config, extractor = model.config, model.needed_extractor()
     origin, crop, size = config["features_origin"], extractor.settings["crop"], extractor.image_size
+    about = config.get("backbone", {}).get("pretrained")
+    num_way, num_shot = config["num_way"], config["num_shot"]
+    framing = extractor.framing
     return TEXT.format(
         method=METHODS[config["learner"]["_target_"]],
-        data=origin["data"],
+        data=origin["data"] or origin["extractor"],
         extractor=origin["extractor"],
         layer=origin["layer"],
         accuracy=accuracy(result),
-        splits="" if result is None else f", of the splits {' and '.join(result['train_splits'])}",
-        num_way=config["num_way"],
-        num_shot=config["num_shot"],
+        trained=f"trained by others ({about['weights']}, SHA-256 {origin['checkpoint']})"
+        if about
+        else f"trained to tell the training classes of *{origin['data']}* apart",
+        learner=f"meta-trained on tasks of {num_way} classes with {num_shot} image(s) each"
+        + ("" if result is None else f", of the splits {' and '.join(result['train_splits'])}")
+        if next(model.learner.parameters(), None) is not None
+        else "which needs no training",
+        framing="both sides resized at once"
+        if framing is None
+        else f"the centred square of {framing.crop_fraction:.4g} of the shorter side, {framing.filter}",
+        weights="`learner.safetensors` | weights; those of the extractor are known by name and hash (`config.json`)"
+        if by_name
+        else "`learner.safetensors`, `extractor.safetensors` | weights",
+        num_way=num_way,
+        num_shot=num_shot,
         num_query=num_query,
         size=size,
         colours="grey" if extractor.mode == "L" else "RGB",
@@ -80,7 +98,7 @@ def card(model: Model, result: dict[str, Any] | None, program: str, num_query: i
 def accuracy(result: dict[str, Any] | None) -> str:
     """What the test found."""
     if result is None:
-        return "Not tested: no result stood beside the checkpoint."
+        return "Not tested here: no result of a test was found."
     return (
         f"{100 * result['accuracy']:.2f} +- {100 * result['interval95']:.2f} % (95 % interval over "
         f"{result['num_tasks']:,} tasks), {result['num_way']}-way {result['num_shot']}-shot, on test classes of "

@@ -1,7 +1,7 @@
 """The classifier of one's own classes, with scikit-learn's conventions."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fewshot.images import are_images, pixels
-from fewshot.loading import load
+from fewshot.loading import backbone_config, load, untrained
 from fewshot.model import Model, nearest_centroid
 from runner.errors import InputError
 
@@ -80,13 +80,31 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
 
     @classmethod
-    def load(cls, path: str | Path, *, extractor: str | Path | None = None, **parameters: Any) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        extractor: str | Path | None = None,
+        networks: Sequence[type] = (),
+        **parameters: Any,
+    ) -> Self:
         """One with the model at ``path``: a checkpoint of meta-training, its run folder, or a package.
 
-        ``extractor`` is the run folder of stage 1 or its best.ckpt; it is found by itself in a package, and beside
-        the run folder of a checkpoint. ``parameters`` are those of the constructor. Nothing at ``path`` is run.
+        ``extractor`` is the run folder of stage 1 or its file; it is found by itself in a package, and next to the run
+        folder of a checkpoint. ``networks`` are classes of your own that the extractor may be built of. ``parameters``
+        are those of the constructor. Nothing at ``path`` is run.
         """
-        return cls(load(Path(path), None if extractor is None else Path(extractor)), **parameters)
+        own = [f"{network.__module__}.{network.__qualname__}" for network in networks]
+        return cls(load(Path(path), None if extractor is None else Path(extractor), own), **parameters)
+
+    @classmethod
+    def pretrained(cls, backbone: str, *, settings: Sequence[str] = (), **parameters: Any) -> Self:
+        """Nearest centroid on the features of a network that others have trained: nothing has to be trained.
+
+        ``backbone`` is a file of conf/backbone, ``settings`` are changes as the command line has them, such as
+        ``["backbone.network=resnet18"]``. ``parameters`` are those of the constructor.
+        """
+        return cls(untrained(backbone_config(backbone, settings)), **parameters)
 
     def fit(self, X: Any, y: Any) -> Self:
         """Adapt to the images or features ``X`` and their labels ``y``."""
@@ -136,7 +154,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if num_features is None:
                 raise InputError(
                     "FewShotClassifier() without a model knows features only; for images take "
-                    "FewShotClassifier.load(PATH), with a checkpoint of meta-training or a package"
+                    "FewShotClassifier.load(PATH), with a checkpoint of meta-training or a package, or "
+                    "FewShotClassifier.pretrained('efficientnet_lite0')"
                 )
             return nearest_centroid(num_features).to(self.device)
         if num_features not in (None, self.model.num_features):
@@ -155,10 +174,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         extractor = model.needed_extractor()
         for start in range(0, len(X), self.batch_size):
             part = [
-                pixels(X[i], f"image {i} of X", extractor.image_size, extractor.mode)
+                pixels(X[i], f"image {i} of X", extractor.image_size, extractor.mode, extractor.framing)
                 for i in range(start, min(start + self.batch_size, len(X)))
             ]
-            yield extractor(torch.stack(part).to(self.device))
+            yield extractor.in_parts(torch.stack(part).to(self.device))
 
 
 def listed(X: Any) -> Any:

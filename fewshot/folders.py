@@ -79,7 +79,7 @@ def read(paths: list[Path], extractor: Extractor) -> Readable:
 
     def one(path: Path) -> Tensor | Unreadable:
         try:
-            return pixels(path, shown(path), extractor.image_size, extractor.mode)
+            return pixels(path, shown(path), extractor.image_size, extractor.mode, extractor.framing)
         except InputError as error:
             return Unreadable(path, str(error).removesuffix(AGAIN))  # advice for the makers of stores
 

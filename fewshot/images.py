@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretrain.fingerprint import shown
-from pretrain.sources.images import decode, standard, upright
+from pretrain.sources.images import Framing, decode, standard, upright
 from runner.errors import InputError
 
 
@@ -28,17 +28,17 @@ def are_images(X: Any) -> bool:
     )
 
 
-def pixels(image: Any, name: str, size: int, mode: str) -> Tensor:
+def pixels(image: Any, name: str, size: int, mode: str, framing: Framing | None = None) -> Tensor:
     """uint8 [size, size, C] of one image; ``mode`` is RGB or L. ``name`` is for the message about a bad array.
 
     Arrays are [H, W] or [H, W, C]; tensors too, or [C, H, W]. Numbers are uint8, or fractions of white, 0 to 1.
     """
     if isinstance(image, str | os.PathLike):
-        array = decode(Path(image), shown(image), size, mode, is_photograph=True)
+        array = decode(Path(image), shown(image), size, mode, is_photograph=True, framing=framing)
     elif isinstance(image, Image.Image):
-        array = standard(upright(image), size, mode)
+        array = standard(upright(image), size, mode, framing)
     else:
-        array = standard(Image.fromarray(as_uint8(image, name)), size, mode)
+        array = standard(Image.fromarray(as_uint8(image, name)), size, mode, framing)
     return torch.from_numpy(np.array(array))
 
 

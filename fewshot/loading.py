@@ -1,41 +1,153 @@
-"""Reading a model from wherever it lies: a package, a checkpoint of meta-training, a run folder."""
+"""Reading a model from wherever it is: a package, a checkpoint of meta-training, a run folder, a network of others."""
 
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from fewshot.model import Model
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.model import Model, nearest_centroid
 from fewshot.package import MANIFEST, read_package
 from leo.run import read_checkpoint
 from leo.trained import rebuild
-from pretrain.extractor import read_extractor
-from runner.errors import InputError
-from runner.files import sha256
+from pretrain.extractor import (
+    Extractor,
+    extractor_file,
+    found_sha256,
+    layer_of,
+    network_of,
+    pretrained_extractor,
+    read_extractor,
+)
+from pretrain.network import state_sha256
+from runner import names
+from runner.config import CONF
+from runner.errors import InputError, MissingFileError
+
+CENTROID = "leo.prototypes.NearestCentroid"
 
 
-def load(path: Path, extractor: Path | None) -> Model:
-    """The model at ``path``. ``extractor`` is that of a checkpoint, where it is not beside its run folder."""
+def load(path: Path, extractor: Path | None, own: Collection[str] = ()) -> Model:
+    """The model at ``path``. ``extractor`` is that of a checkpoint, where it is not beside its run folder.
+
+    ``own`` are networks of the user's own that may be called.
+    """
     if (path / MANIFEST).is_file():
         if extractor is not None:
             raise InputError(f"{path} is a package, which has its extractor; leave out extractor={extractor}")
-        return read_package(path)
-    return from_checkpoint(path / "best.ckpt" if path.is_dir() else path, extractor)
+        return read_package(path, own)
+    return from_checkpoint(path / "best.ckpt" if path.is_dir() else path, extractor, own)
 
 
-def from_checkpoint(path: Path, extractor: Path | None) -> Model:
-    """The learner of a run's checkpoint, with its extractor: the given one, or that of the same folder of runs."""
+def chosen(cfg: DictConfig) -> Model:
+    """The model that a command names: ``checkpoint``, a backbone that others have trained, or the experiment's run."""
+    backbone, target = OmegaConf.to_container(cfg.backbone, resolve=True), cfg.backbone.get("_target_")
+    assert isinstance(backbone, dict)
+    path = cfg.checkpoint or cfg.stage.model
+    if path is None:
+        if cfg.extractor is not None:
+            raise InputError(f"backbone={cfg.backbone.name} is the extractor; leave out extractor={cfg.extractor}")
+        return untrained({str(key): value for key, value in backbone.items()})
+    model = load(Path(path), cfg.extractor and Path(cfg.extractor), [] if target is None else [target])
+    if target is not None and model.extractor is not None:
+        found = model.extractor.settings["network"].get("_target_")
+        if found != target:
+            raise InputError(
+                f"backbone={cfg.backbone.name} has no effect: the extractor of {path} is a {found or 'WideResNet'}; "
+                f"leave it out"
+            )
+    return model
+
+
+def from_checkpoint(path: Path, extractor: Path | None, own: Collection[str] = ()) -> Model:
+    """The learner of a run's checkpoint, with its extractor: the given one, or that of the same folder of runs.
+
+    A network of others is taken from where it came from, if it is not there.
+    """
     checkpoint = read_checkpoint(path)
     config = checkpoint["config"]
     trained = rebuild(config["model"]["learner"], config["features"]["normalize"], checkpoint["state_dict"], path)
-    origin = config["features_origin"]
-    beside = path.absolute().parent.parent / config["data"]["pretrain"]["run"] / "best.ckpt"
-    is_known = "_target_" not in config["backbone"]
-    if extractor is None and is_known and beside.is_file() and sha256(beside) == origin["checkpoint"]:
-        extractor = beside
+    origin, backbone = config["features_origin"], config["backbone"]
     known = {
         "learner": config["model"]["learner"],
         "normalize": config["features"]["normalize"],
         "num_way": config["num_way"],
         "num_shot": config["num_shot"],
         "features_origin": origin,
+        "backbone": backbone,
     }
-    of_images = None if extractor is None else read_extractor(extractor, origin)
+    needs = network_of(backbone)
+    beside = extractor_file(path.absolute().parent.parent / config["data"].get("pretrain", {}).get("run", "none"))
+    is_allowed = needs is None or needs in own
+    if extractor is None and is_allowed and beside.is_file() and found_sha256(beside) == origin["checkpoint"]:
+        extractor = beside
+    of_images = None if extractor is None else read_extractor(extractor, origin, own)
+    if of_images is None and is_allowed and backbone.get("pretrained"):
+        of_images = from_its_source(config, own)
     return Model(*trained, of_images, known, str(path))
+
+
+def from_its_source(config: Mapping[str, Any], own: Collection[str]) -> Extractor | None:
+    """The extractor that others have trained and the run of ``config`` used; None where its weights are gone."""
+    origin, source = config["features_origin"], config["data"].get("source") or {}
+    if "image_size" not in source:
+        return None
+    with suppress(MissingFileError):
+        extractor = pretrained_extractor(
+            config["backbone"],
+            own=own,
+            layer=layer_of(origin["layer"]),
+            image_size=source["image_size"],
+            framing=source.get("framing"),
+        )
+        if state_sha256(extractor.state_dict()) == origin["checkpoint"]:
+            return extractor
+    return None
+
+
+def untrained(backbone: Mapping[str, Any]) -> Model:
+    """Nearest centroid on the features of ``backbone``, a configuration of a network that others have trained."""
+    if not backbone.get("pretrained"):
+        raise InputError(
+            f"backbone={backbone['name']} has to be trained first (python train.py); others have trained "
+            f"{', '.join(pretrained_backbones())}"
+        )
+    extractor = pretrained_extractor(backbone, own=[backbone["_target_"]])
+    side = extractor.image_size
+    with torch.no_grad():
+        width = extractor(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1]
+    centroid = nearest_centroid(width)
+    known = {
+        "num_way": 5,  # of the exported program; the method has no ways of training
+        "num_shot": 1,
+        "learner": {"_target_": CENTROID},
+        "normalize": centroid.normalizer.kind,
+        "features_origin": {
+            "data": "", "images": None, "extractor": extractor.network.name, "layer": str(extractor.layer),
+            "crop": "full", "checkpoint": state_sha256(extractor.state_dict()),
+        },
+        "backbone": dict(backbone),
+    }  # fmt: skip
+    return centroid._replace(extractor=extractor, config=known, source=str(backbone["name"]))
+
+
+def backbone_config(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The resolved file ``name`` of conf/backbone, changed by ``settings`` as the command line has them."""
+    path = Path(CONF, "backbone", f"{name}.yaml")
+    if not path.is_file():
+        raise MissingFileError(
+            f"there is no backbone {name!r}; those that others have trained are {', '.join(pretrained_backbones())}"
+        )
+    names.register()
+    cfg = OmegaConf.create({"backbone": OmegaConf.load(path)})
+    OmegaConf.set_struct(cfg, True)
+    cfg.merge_with_dotlist(list(settings))
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)["backbone"]  # type: ignore[index,call-overload,assignment]
+    return resolved
+
+
+def pretrained_backbones() -> list[str]:
+    """The files of conf/backbone of networks that others have trained."""
+    return [path.stem for path in sorted(Path(CONF, "backbone").glob("*.yaml")) if "pretrained" in OmegaConf.load(path)]

@@ -9,9 +9,10 @@ from torch import Tensor
 from leo.features import Normalizer
 from leo.learner import Learner
 from leo.leo import LEO
+from leo.methods import METHODS
 from leo.prototypes import NearestCentroid
 from leo.support import Support
-from pretrain.extractor import Extractor
+from pretrain.extractor import Extractor, network_of
 from runner.errors import InputError
 
 
@@ -45,11 +46,28 @@ class Model(NamedTuple):
                 part.to(device)
         return self
 
+    @property
+    def method(self) -> str:
+        """The learner and the extractor in words."""
+        origin, learner = self.config.get("features_origin"), METHODS[self.config["learner"]["_target_"]]
+        if origin is None:
+            return learner
+        by_others = self.config.get("backbone", {}).get("pretrained")
+        trained = "trained by others, " if by_others else f"trained on {origin['data']}, "
+        name, layer, digest = origin["extractor"] or "no extractor", origin["layer"], origin["checkpoint"][:12]
+        return f"{learner} on features of {name} (layer {layer}, {trained}SHA-256 {digest or 'none'})"
+
     def needed_extractor(self) -> Extractor:
         """The extractor; raises where there is none."""
         if self.extractor is not None:
             return self.extractor
-        origin = self.config["features_origin"]
+        origin, needs = self.config["features_origin"], network_of(self.config.get("backbone", {}))
+        if needs is not None and origin["checkpoint"]:
+            raise InputError(
+                f"{self.source} was trained on features of {needs}, a network of your own, which images need: give "
+                f"backbone=..., the configuration that names it (with hydra.searchpath=...), or its class to "
+                f"FewShotClassifier.load(..., networks=[...]); or its features in place of images"
+            )
         if not origin["checkpoint"]:
             raise InputError(
                 f"{self.source} was trained on features that no extractor of stage 1 makes of images (layer "
@@ -58,7 +76,7 @@ class Model(NamedTuple):
         raise InputError(
             f"{self.source} holds a learner of features without its extractor, which images need: "
             f"{origin['extractor']} trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give "
-            f"extractor=PATH, the run folder of stage 1 or its best.ckpt, or take a package instead (python train.py "
+            f"extractor=PATH, the run folder of stage 1 or its file, or take a package instead (python train.py "
             f"stage=package)"
         )
 

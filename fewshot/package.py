@@ -1,10 +1,12 @@
 """A model as one folder that travels: weights, configuration, and the SHA-256 of every file. Nothing in it is run.
 
 ``config.json`` names the learner and holds its settings and those of the extractor, preprocessing included;
-``learner.safetensors`` and ``extractor.safetensors`` hold the weights; ``manifest.json`` the hash of each file.
+``learner.safetensors`` and ``extractor.safetensors`` hold the weights; ``manifest.json`` the hash of each file. Weights
+of a network that others have trained may be left out: they are then known by name and hash (``extractor_by_name``).
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch import nn
 
 from fewshot.model import Model
 from leo.trained import rebuild
-from pretrain.extractor import Extractor
+from pretrain.extractor import Extractor, pretrained_extractor
+from pretrain.network import state_sha256
 from runner.errors import InputError
 from runner.files import sha256, whole_file
 from runner.folder import write_json
@@ -23,12 +26,18 @@ FORMAT = "few-shot-package-1"
 MANIFEST, CONFIG, LEARNER, EXTRACTOR = "manifest.json", "config.json", "learner.safetensors", "extractor.safetensors"
 
 
-def write_pieces(model: Model, folder: Path, more: dict[str, Any]) -> None:
-    """The configuration, with ``more`` in it, and the weights."""
+def write_pieces(model: Model, folder: Path, more: dict[str, Any], *, by_name: bool) -> None:
+    """The configuration, with ``more`` in it, and the weights; with ``by_name`` not those of the extractor."""
     extractor = model.needed_extractor()
+    if by_name and not model.config["backbone"].get("pretrained"):
+        raise InputError(
+            f"the extractor of {model.source} was trained here, so its weights have no other name; leave out "
+            f"stage.extractor_weights=by_name"
+        )
     learner = nn.ModuleDict({"learner": model.learner, "normalizer": model.normalizer})
-    write_json(folder / CONFIG, {"format": FORMAT, **model.config, "extractor": extractor.settings, **more})
-    for name, part in ((LEARNER, learner), (EXTRACTOR, extractor)):
+    about = {"extractor": extractor.settings, "extractor_by_name": by_name}
+    write_json(folder / CONFIG, {"format": FORMAT, **model.config, **about, **more})
+    for name, part in ((LEARNER, learner), *([] if by_name else [(EXTRACTOR, extractor)])):
         with whole_file(folder / name) as partial:
             save_file({key: value.contiguous() for key, value in part.state_dict().items()}, partial)
 
@@ -45,7 +54,7 @@ def check_manifest(folder: Path) -> None:
         hashes = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{folder / MANIFEST} is not a manifest ({error}); {remedy}") from error
-    for name in (CONFIG, LEARNER, EXTRACTOR, *hashes):
+    for name in (CONFIG, LEARNER, *hashes):
         if name not in hashes:
             raise InputError(f"{folder / MANIFEST} does not name {name}; {remedy}")
         if Path(name).name != name or not (folder / name).is_file():
@@ -57,16 +66,47 @@ def check_manifest(folder: Path) -> None:
             )
 
 
-def read_package(folder: Path) -> Model:
-    """The model of the package ``folder``, after a check of all hashes."""
+def read_package(folder: Path, own: Collection[str] = ()) -> Model:
+    """The model of the package ``folder``, after a check of all hashes.
+
+    ``own`` are networks of the user's own that may be called.
+    """
     check_manifest(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise InputError(f"its format is {config['format']!r}, expected {FORMAT!r}")
         trained = rebuild(config["learner"], config["normalize"], load_file(folder / LEARNER), "it")
-        extractor = Extractor(**config["extractor"])
-        extractor.load_state_dict(load_file(folder / EXTRACTOR))
+        if config.get("extractor_by_name"):
+            extractor = named_extractor(config, own)
+        else:
+            extractor = Extractor(**config["extractor"], own=own, source=folder)
+            check_named(folder)
+            extractor.load_state_dict(load_file(folder / EXTRACTOR))
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"package {folder} cannot be used: {error}") from error
     return Model(*trained, extractor, config, str(folder))
+
+
+def check_named(folder: Path) -> None:
+    """Raise where the manifest does not name the extractor's weights."""
+    if EXTRACTOR not in json.loads((folder / MANIFEST).read_text(encoding="utf-8")):
+        raise InputError(f"{folder / MANIFEST} does not name {EXTRACTOR}")
+
+
+def named_extractor(config: dict[str, Any], own: Collection[str]) -> Extractor:
+    """The extractor whose weights are known by name and hash, from where they are installed or can be fetched."""
+    settings, expected = config["extractor"], config["features_origin"]["checkpoint"]
+    extractor = pretrained_extractor(
+        config["backbone"],
+        own=own,
+        layer=settings["layer"],
+        image_size=settings["image_size"],
+        framing=settings["framing"],
+    )
+    if (found := state_sha256(extractor.state_dict())) != expected:
+        raise InputError(
+            f"the weights {config['backbone']['pretrained']['weights']} found here are not those it was made with: "
+            f"their SHA-256 is {found[:12]}..., expected {expected[:12]}..."
+        )
+    return extractor

@@ -35,7 +35,7 @@ def shown_paths(outcome: Outcome, num_shown: int) -> list[Path]:
     return list(dict.fromkeys(of_classes + [one.path for one in outcome.predictions[:num_shown]]))
 
 
-def page(outcome: Outcome, source: str, num_shown: int, thumbnails: dict[Path, str]) -> str:
+def page(outcome: Outcome, method: str, num_shown: int, thumbnails: dict[Path, str]) -> str:
     """The page of the first ``num_shown`` predictions, the images that they rest on, and the files skipped."""
     predictions, accuracy = outcome.predictions, outcome.accuracy()
     shown = predictions[:num_shown]
@@ -49,7 +49,7 @@ def page(outcome: Outcome, source: str, num_shown: int, thumbnails: dict[Path, s
 <style>{STYLE}</style>
 <h1>{len(predictions):,} predictions</h1>
 {"" if accuracy is None else f"<p><b>{escape(accuracy)}</b>. Each image was classified by all others.</p>"}
-<p>Model: {escape(source)}</p>
+<p>Method: {escape(method)}</p>
 <h2>Predictions</h2>
 {rest if len(shown) < len(predictions) else ""}
 <div class="grid">{"".join(figure(one, thumbnails[one.path]) for one in shown)}</div>

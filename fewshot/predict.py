@@ -2,10 +2,13 @@
 
 import csv
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +16,13 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
 
 from fewshot.classifier import FewShotClassifier
-from fewshot.folders import Readable, class_folders, no_images, query_files, read
+from fewshot.folders import class_folders, no_images, query_files, read
 from fewshot.leave_one_out import leave_one_out
-from fewshot.loading import load
+from fewshot.loading import chosen
 from fewshot.model import Model
 from fewshot.outcome import Outcome, Prediction
 from fewshot.page import page, shown_paths, thumbnail
@@ -30,9 +32,12 @@ from pretrain.sources.walk import Unreadable
 from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file, write_text
-from runner.folder import run_folder
+from runner.folder import run_folder, write_json
 from runner.machine import device_of
 from runner.names import identity
+from runner.process import keep_freed_memory
+from runner.record import group, made_by
+from runner.terminal import image_columns
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +65,12 @@ def predict(cfg: DictConfig) -> None:
         reason = next(one.reason for one in unreadable if one.path == queries[-1])
         raise InputError(f"none of the {len(queries)} files of query={shown(query)} can be read; {reason}")
     device = device_of("stage.device", settings.device)
-    model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
+    model, is_trained = chosen(cfg), (cfg.checkpoint or cfg.stage.model) is not None
     extractor = model.needed_extractor().to(device)
     if settings.num_samples:
         model.sampled_learner(settings.num_samples)  # raises before work where there is none
     config = {
-        "checkpoint": identity(Path(model.source)),
+        "checkpoint": identity(Path(model.source)) if is_trained else None,
         "extractor": model.config["features_origin"]["checkpoint"],
         "support": identity(support),
         "query": identity(query),
@@ -73,7 +78,7 @@ def predict(cfg: DictConfig) -> None:
         **{key: settings[key] for key in ("num_samples", "num_thumbnails")},
     }
     with run_folder(Path(cfg.run_dir), config):
-        classify(cfg, model, extractor, members, None if is_same else images, unreadable)
+        classify(cfg, model, extractor, members, None if is_same else images, unreadable, config)
 
 
 def classify(
@@ -83,55 +88,100 @@ def classify(
     members: dict[str, list[Path]],
     images: list[Path] | None,
     unreadable: list[Unreadable],
+    config: dict[str, Any],
 ) -> None:
     """Classify ``images`` by ``members``, each class's files; where there are none, each of the members by the others.
 
-    ``unreadable``: files that are known to be no images, some of ``members`` among them.
+    ``unreadable``: files that are known to be no images, some of ``members`` among them. ``config`` is that of the run.
     """
     settings, console, support, skipped = cfg.stage, Console(), Path(cfg.support), {one.path for one in unreadable}
-    columns = ("{task.description:20}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    keep_freed_memory()
+    start = time.perf_counter()
+    with Progress(*image_columns(), console=console) as progress:
         paths = [path for path in chain.from_iterable(members.values()) if path not in skipped]
-        examples = read_in_parts(paths, extractor, settings.batch_size, progress)
-        examples.unreadable.extend(unreadable)
-        classes = readable_classes(members, examples, support, 2 if images is None else 1)
+        parts = list(extracted(paths, extractor, settings.batch_size, progress, "features of examples"))
+        readable = [path for part in parts for path in part.paths]
+        unreadable = [*chain.from_iterable(part.unreadable for part in parts), *unreadable]
+        classes = readable_classes(members, readable, unreadable, support, 2 if images is None else 1)
         labels = np.repeat(list(classes), [len(paths) for paths in classes.values()])
-        features = extract(examples.pixels, extractor, settings.batch_size, progress)
+        features = np.concatenate([part.features for part in parts if part.paths])
         if images is None:
-            outcome = tested(model, features, labels, examples, classes, cfg, progress)
+            outcome = tested(model, features, labels, readable, classes, unreadable, cfg, progress)
         else:
             classifier = FewShotClassifier(
                 model, num_samples=settings.num_samples, random_state=cfg.seed, device=settings.device
             ).fit(features, labels)
-            outcome = predicted(classifier, images, extractor, examples, classes, cfg, progress)
+            outcome = predicted(classifier, images, extractor, classes, unreadable, cfg, progress)
         paths = shown_paths(outcome, settings.num_thumbnails)
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
     write_csv(folder / "predictions.csv", outcome.predictions)
-    write_text(folder / "predictions.html", shown(page(outcome, model.source, settings.num_thumbnails, pictures)))
+    write_text(folder / "predictions.html", shown(page(outcome, method(model), settings.num_thumbnails, pictures)))
+    write_json(folder / "result.json", result(outcome, model, config, time.perf_counter() - start))
     show(outcome, settings.num_shown, console)
-    log.info("%s holds predictions.csv and predictions.html", folder)
+    log.info("%s", method(model))
+    log.info("%s holds predictions.csv, predictions.html and result.json", folder)
 
 
-def read_in_parts(paths: list[Path], extractor: Extractor, batch_size: int, progress: Progress) -> Readable:
-    """``read`` with a bar."""
-    bar, parts = progress.add_task("reading examples", total=len(paths)), []
+def method(model: Model) -> str:
+    """Which method classified, on what features, and where it was read."""
+    return f"{model.method}; {model.source}"
+
+
+def result(outcome: Outcome, model: Model, config: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What the predictions say of themselves: the command, their inputs by content, the method, how many there are."""
+    right = [one.label == one.truth for one in outcome.predictions if one.truth is not None]
+    score = sum(right) / len(right) if right else None
+    counted = f"{len(outcome.predictions):,} images classified"
+    return {
+        **made_by(),
+        "method": model.method,
+        "num_predictions": len(outcome.predictions),
+        "num_skipped": len(outcome.unreadable),
+        "seconds": seconds,
+        "config": config,
+        "versions": {name: version(name) for name in ("leo", "torch")},
+        "score_name": "leave_one_out_accuracy",
+        "score_value": score,
+        "better": "higher",
+        "group": group(config),
+        "inputs": {
+            **{key: config[key] for key in ("support", "query", "checkpoint")},
+            "extractor": model.config["features_origin"],
+        },
+        "summary": f"{counted}; {outcome.accuracy() or model.method}",
+    }
+
+
+class Extracted(NamedTuple):
+    """The features [n, D] of the images that could be read, their paths, and the other files."""
+
+    features: NDArray[np.float32]
+    paths: list[Path]
+    unreadable: list[Unreadable]
+
+
+def extracted(
+    paths: list[Path], extractor: Extractor, batch_size: int, progress: Progress, title: str
+) -> Iterator[Extracted]:
+    """The features of ``paths``, with a bar; some at a time, so that folders of any length fit into memory."""
+    bar, device = progress.add_task(title, total=len(paths)), extractor.mean.device
     for start in range(0, len(paths), batch_size):
-        parts.append(read(paths[start : start + batch_size], extractor))
-        progress.advance(bar, len(paths[start : start + batch_size]))
-    return Readable(
-        torch.cat([part.pixels for part in parts] or [read([], extractor).pixels]),
-        [path for part in parts for path in part.paths],
-        [one for part in parts for one in part.unreadable],
-    )
+        part = paths[start : start + batch_size]
+        found = read(part, extractor)
+        if found.paths:
+            yield Extracted(extractor.in_parts(found.pixels.to(device)).cpu().numpy(), found.paths, found.unreadable)
+        else:
+            yield Extracted(np.empty((0, 0), np.float32), [], found.unreadable)
+        progress.advance(bar, len(part))
 
 
 def readable_classes(
-    members: dict[str, list[Path]], examples: Readable, support: Path, needed: int
+    members: dict[str, list[Path]], readable: list[Path], unreadable: list[Unreadable], support: Path, needed: int
 ) -> dict[str, list[Path]]:
     """The readable images of each class, of which each must have ``needed``."""
-    readable, reasons = set(examples.paths), {one.path: one.reason for one in examples.unreadable}
-    classes = {name: [path for path in paths if path in readable] for name, paths in members.items()}
+    known, reasons = set(readable), {one.path: one.reason for one in unreadable}
+    classes = {name: [path for path in paths if path in known] for name, paths in members.items()}
     for name, paths in classes.items():
         if len(paths) >= needed:
             continue
@@ -145,24 +195,13 @@ def readable_classes(
     return classes
 
 
-@torch.no_grad()
-def extract(pixels: Tensor, extractor: Extractor, batch_size: int, progress: Progress) -> NDArray[np.float32]:
-    """The features [n, D] of images, with a bar."""
-    bar, parts = progress.add_task("features of examples", total=len(pixels)), []
-    device = extractor.mean.device
-    for part in pixels.split(batch_size):
-        parts.append(extractor(part.to(device)).cpu())
-        progress.advance(bar, len(part))
-    features: NDArray[np.float32] = torch.cat(parts).numpy()
-    return features
-
-
 def tested(
     model: Model,
     features: NDArray[np.float32],
     labels: NDArray[np.str_],
-    examples: Readable,
+    paths: list[Path],
     classes: dict[str, list[Path]],
+    unreadable: list[Unreadable],
     cfg: DictConfig,
     progress: Progress,
 ) -> Outcome:
@@ -180,37 +219,31 @@ def tested(
     ):
         parts.append(part.cpu().numpy())
         progress.advance(bar, len(part))
-    predictions = best(names, np.concatenate(parts), examples.paths, list(labels))
-    return Outcome(predictions, classes, examples.unreadable)
+    predictions = best(names, np.concatenate(parts), paths, list(labels))
+    return Outcome(predictions, classes, unreadable)
 
 
 def predicted(
     classifier: FewShotClassifier,
     queries: list[Path],
     extractor: Extractor,
-    examples: Readable,
     classes: dict[str, list[Path]],
+    unreadable: list[Unreadable],
     cfg: DictConfig,
     progress: Progress,
 ) -> Outcome:
-    """Each readable image of ``queries``, classified; some at a time, so that a folder of any length fits."""
-    bar = progress.add_task("classifying", total=len(queries))
-    predictions, unreadable, device = [], list(examples.unreadable), extractor.mean.device
-    for start in range(0, len(queries), cfg.stage.batch_size):
-        paths = queries[start : start + cfg.stage.batch_size]
-        found = read(paths, extractor)
-        if found.paths:
-            with torch.no_grad():
-                features = extractor(found.pixels.to(device)).cpu().numpy()
-            of_part = classifier.predict_proba(features)
-            predictions += best(classifier.classes_, of_part, found.paths, [None] * len(found.paths))
-        unreadable += found.unreadable
-        progress.advance(bar, len(paths))
+    """Each readable image of ``queries``, classified; ``unreadable`` is what could not be read before."""
+    predictions, skipped = [], list(unreadable)
+    for part in extracted(queries, extractor, cfg.stage.batch_size, progress, "classifying"):
+        if part.paths:
+            of_part = classifier.predict_proba(part.features)
+            predictions += best(classifier.classes_, of_part, part.paths, [None] * len(part.paths))
+        skipped += part.unreadable
     if not predictions:
         raise InputError(
-            f"none of the {len(queries)} files of query={shown(cfg.query)} can be read; {unreadable[-1].reason}"
+            f"none of the {len(queries)} files of query={shown(cfg.query)} can be read; {skipped[-1].reason}"
         )
-    return Outcome(predictions, classes, unreadable)
+    return Outcome(predictions, classes, skipped)
 
 
 def best(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fewshot.card import card
-from fewshot.loading import load
+from fewshot.loading import chosen
 from fewshot.model import Model
 from fewshot.package import MANIFEST, write_manifest, write_pieces
 from leo.support import Support
@@ -62,22 +62,26 @@ def package(cfg: DictConfig) -> None:
     if cfg.checkpoint is not None and Path(cfg.checkpoint, MANIFEST).is_file():
         raise InputError(f"checkpoint={cfg.checkpoint} is a package already; copy it")
     folder = Path(cfg.stage.output)
-    model = load(Path(cfg.checkpoint or cfg.stage.trained), cfg.extractor and Path(cfg.extractor))
+    model, is_trained = chosen(cfg), (cfg.checkpoint or cfg.stage.model) is not None
     model.needed_extractor()
-    result = matching_result(Path(model.source).parent / "result.json", model)
+    if cfg.stage.extractor_weights not in ("inside", "by_name"):
+        raise InputError(f"stage.extractor_weights={cfg.stage.extractor_weights} must be inside or by_name")
+    by_name = cfg.stage.extractor_weights == "by_name"
+    result = matching_result(Path(model.source).parent / "result.json", model) if is_trained else None
     more = {"num_query": cfg.stage.num_query, "result": result, "versions": {n: version(n) for n in ("leo", "torch")}}
     config = {
-        "checkpoint": identity(Path(model.source)),
+        "checkpoint": identity(Path(model.source)) if is_trained else None,
         "extractor": model.config["features_origin"]["checkpoint"],
         "output": str(folder),
         "num_query": cfg.stage.num_query,
+        **({"extractor_weights": "by_name"} if by_name else {}),
     }
     with run_folder(Path(cfg.run_dir), config), whole_folder(folder) as partial:
-        write_pieces(model, partial, more)
+        write_pieces(model, partial, more, by_name=by_name)
         content = BytesIO()  # torch.export.save to a path hides why it cannot write
         torch.export.save(program(model, cfg.stage.num_query), content)
         (partial / PROGRAM).write_bytes(content.getvalue())
-        write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query))
+        write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query, by_name=by_name))
         write_manifest(partial)
     log.info("%s holds the package: FewShotClassifier.load(%r)", folder, str(folder))
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.store import ImageStore
-from pretrain.wide_resnet import WideResNet
 from runner.errors import InputError
 from runner.files import whole_file
+from runner.terminal import image_columns
 
 FORMAT = "leo-features-1"
 PIXELS = "pixels"
@@ -37,7 +37,7 @@ class Origin(NamedTuple):
 
 
 def export(
-    network: WideResNet,
+    network: Any,
     stores: Iterable[ImageStore],
     folders: Mapping[int | str, Path],
     *,
@@ -47,13 +47,11 @@ def export(
 ) -> None:
     """Writes ``<split>.safetensors`` of every store into the folder of every layer, from one pass over the images.
 
-    ``folders`` is keyed by layer number or by "pixels": the images themselves, scaled to [0, 1] and flattened.
+    ``network`` is one as ``pretrain.network`` describes it. ``folders`` is keyed by its layers and by "pixels": the
+    images themselves, scaled to [0, 1] and flattened.
     Each of ``to_inputs`` makes the network's input, float [B, C, H, W], of uint8 images [B, H, W, C]; the features
     are the mean over them.
     """
-    for layer in folders:
-        if isinstance(layer, str) and layer != PIXELS:
-            raise InputError(f"layer {layer!r} is neither a layer number nor {PIXELS!r}")
     network.eval()
     for store in stores:
         for layer, features in extract(network, store, list(folders), to_inputs, batch_size).items():
@@ -62,13 +60,13 @@ def export(
                 features,
                 store.offsets,
                 store.class_names,
-                {"split": store.split, "data": store.data} | metadata(network, layer, origin),
+                {"split": store.split, "data": store.data} | metadata(network.name, layer, origin),
             )
 
 
 @torch.inference_mode()
 def extract(
-    network: WideResNet,
+    network: Any,
     store: ImageStore,
     layers: list[int | str],
     to_inputs: Sequence[Callable[[Tensor], Tensor]],
@@ -76,20 +74,23 @@ def extract(
 ) -> dict[int | str, Tensor]:
     """The features [n, D] of all images of ``store`` at each of ``layers``."""
     device = next(network.parameters()).device
-    numbers = [layer for layer in layers if isinstance(layer, int)]
+    of_network = [layer for layer in layers if layer != PIXELS]
     parts: dict[int | str, list[Tensor]] = {layer: [] for layer in layers}
-    batches = store.images.split(batch_size)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for start, images in enumerate(progress.track(batches, description=f"features of {store.split}")):
+    with Progress(*image_columns(), console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"features of {store.split}", total=len(store.images))
+        for start, images in enumerate(store.images.split(batch_size)):
             on_device = images.to(device)
-            views = [network.features(to_input(on_device), numbers) for to_input in to_inputs] if numbers else []
+            views = [network.features(to_input(on_device), of_network) for to_input in to_inputs] if of_network else []
             for layer in layers:
-                if isinstance(layer, int):
+                if layer != PIXELS:
+                    if layer not in views[0]:
+                        raise InputError(f"layer {layer!r} is neither in {network.name} nor {PIXELS!r}")
                     features = torch.stack([view[layer] for view in views]).mean(dim=0).cpu()
                 else:
                     features = images.flatten(1) / 255
                 check_finite(features, layer, start * batch_size, store)
                 parts[layer].append(features)
+            progress.advance(bar, len(images))
     return {layer: torch.cat(rows) for layer, rows in parts.items()}
 
 
@@ -104,11 +105,11 @@ def check_finite(features: Tensor, layer: int | str, start: int, store: ImageSto
         )
 
 
-def metadata(network: WideResNet, layer: int | str, origin: Origin) -> dict[str, str]:
+def metadata(name: str, layer: int | str, origin: Origin) -> dict[str, str]:
     return {
         "images": origin.images or "",
         "layer": str(layer),
-        "extractor": "" if layer == PIXELS else network.name,
+        "extractor": "" if layer == PIXELS else name,
         "checkpoint": "" if layer == PIXELS else origin.checkpoint,
         "crop": origin.crop,
         "config": json.dumps(origin.config),

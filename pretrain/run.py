@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -16,10 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pretrain import contact_sheet
+from pretrain.augment import to_float
 from pretrain.centroid import CentroidAccuracy
 from pretrain.data import TrainImages
-from pretrain.export import Origin, export
+from pretrain.export import PIXELS, Origin, export
+from pretrain.extractor import PRETRAINED, network_settings, pretrained_extractor, write_extractor
 from pretrain.module import Pretraining
+from pretrain.network import WIDE_RESNET, state_sha256
 from pretrain.sources import image_folder
 from pretrain.store import SPLITS, ImageStore, images_fingerprint, is_complete, read_split
 from pretrain.wide_resnet import WideResNet
@@ -30,7 +36,7 @@ from runner.files import read_json, sha256
 from runner.folder import differences, run_folder, taking_turns, write_json
 from runner.loggers import open_loggers
 from runner.names import cut
-from runner.process import is_first_process
+from runner.process import is_first_process, keep_freed_memory
 from runner.record import group, made_by, scored
 from runner.training import make_trainer, train
 
@@ -66,6 +72,26 @@ def ensure_features(cfg: DictConfig) -> None:
             f"delete it, or keep both by giving the data or the backbone another name"
         )
     check_images(cfg)
+    check_weights(cfg)
+
+
+def check_weights(cfg: DictConfig) -> None:
+    """Raise where the features of ``cfg`` were made with other weights than those of ``backbone.pretrained.file``."""
+    about = cfg.backbone.get("pretrained")
+    recorded = feature_metadata(cfg).get("checkpoint")
+    if not about or about.file is None or not recorded:
+        return
+    found = state_sha256(pretrained_extractor(plain_backbone(cfg), own=[cfg.backbone._target_]).state_dict())
+    if found != recorded:
+        raise InputError(
+            f"{cfg.features.folder} was made with other weights than those in {about.file}: with {recorded[:12]}, the "
+            f"file has {found[:12]}. {remedy(cfg)}"
+        )
+
+
+def plain_backbone(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration of the network."""
+    return {str(key): value for key, value in OmegaConf.to_container(cfg.backbone, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def check_images(cfg: DictConfig) -> None:
@@ -167,27 +193,43 @@ def make_images(cfg: DictConfig) -> list[ImageStore]:
 def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
     """Build the images, train the extractor, export its features; its best validation accuracy, a fraction.
 
-    The same call again goes on from the last checkpoint, and repeats nothing that is finished.
+    The same call again goes on from the last checkpoint, and repeats nothing that is finished. An extractor that others
+    have trained is taken as it is, and the accuracy is NaN.
     """
     recipe, images = cfg.data.pretrain, Path(cfg.data.folder)
     multiview = cfg.views.name == "multiview"
+    if cfg.backbone.get("pretrained") and (multiview or callbacks):
+        raise InputError(
+            f"backbone={cfg.backbone.name} is trained already, and sees an image once: it takes neither "
+            f"views=multiview nor a search; leave them out"
+        )
     if multiview and cfg.data.crop == "full":
         raise InputError(f"views=multiview needs crops, and data={cfg.data.name} uses full images; use views=single")
     if cfg.data.source is not None:
         instantiate(cfg.data.source, folder=images)
     stores = [read_split(images, split) for split in SPLITS]
+    if cfg.backbone.get("pretrained"):
+        check_size(cfg, stores[0])
     folder = Path(cfg.dirs.runs, recipe.run)
     fingerprint = images_fingerprint(stores)
     config = stage_config(cfg) | {"images": known_images(folder, fingerprint, cfg)}
     with run_folder(folder, config), open_loggers(cfg.logger, folder) as loggers:
         if (folder / "result.json").exists() and folders_complete(cfg):
             check_images(cfg)
+            check_weights(cfg)
             remedy = "delete it: the same command makes it again"
-            accuracy = float(read_json(folder / "result.json", ("val_accuracy",), remedy)["val_accuracy"])
+            accuracy = read_json(folder / "result.json", ("val_accuracy",), remedy)["val_accuracy"]
+            if accuracy is None:
+                log.info("%s is finished: features of an extractor that others have trained", folder)
+                return math.nan
+            accuracy = float(accuracy)
             log.info("%s is finished: validation accuracy %.2f %%", folder, 100 * accuracy)
             return accuracy
         if is_first_process():
             contact_sheet.draw(stores[0], folder / "contact_sheet.png", num_classes=12, num_images=12)
+        if cfg.backbone.get("pretrained"):
+            use_pretrained(cfg, stores, folder, fingerprint, config)
+            return math.nan
         pl.seed_everything(recipe.seed, verbose=False)
         crop: Any = nn.Identity() if cfg.data.crop == "full" else instantiate(cfg.data.crop)
         module = Pretraining(
@@ -222,7 +264,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         export(
             module.network,
             stores,
-            {layer: layer_folder(cfg, layer) for layer in cfg.data.export},
+            {layer: layer_folder(cfg, layer) for layer in exported(cfg)},
             to_inputs=[partial(module.to_input, view=view) for view in views],
             batch_size=recipe.batch_size,
             origin=Origin(fingerprint, sha256(outcome.checkpoint), crop_name(cfg), config),
@@ -251,6 +293,74 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         return outcome.score
 
 
+def check_size(cfg: DictConfig, store: ImageStore) -> None:
+    """Raise where the images of ``store`` do not have the size that the network of ``cfg`` is set to."""
+    (height, width), size = store.images.shape[1:3], cfg.backbone.pretrained.image_size
+    if (height, width) != (size, size):
+        raise InputError(
+            f"the images in {cfg.data.folder} are {height}x{width}, and backbone={cfg.backbone.name} is to see "
+            f"squares of {size}: give backbone.pretrained.image_size={height}, or make the images anew with "
+            f"data.source.image_size={size} and another data.name"
+        )
+
+
+def use_pretrained(
+    cfg: DictConfig, stores: list[ImageStore], folder: Path, fingerprint: str | None, config: dict[str, Any]
+) -> None:
+    """Write the extractor that others have trained into ``folder``, and its features of ``stores``; trains nothing."""
+    keep_freed_memory()
+    start, backbone = time.perf_counter(), plain_backbone(cfg)
+    about, height = backbone["pretrained"], stores[0].images.shape[1]
+    layers = exported(cfg)
+    framing = cfg.data.source and cfg.data.source.get("framing")
+    extractor = pretrained_extractor(
+        backbone,
+        own=[cfg.backbone._target_],
+        layer=next((layer for layer in layers if layer != PIXELS), None),
+        image_size=height,
+        framing=None if framing is None else OmegaConf.to_container(framing, resolve=True),  # type: ignore[arg-type]
+    )
+    sha256_of_state = write_extractor(folder / PRETRAINED, extractor)
+    is_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    extractor.to("cuda" if is_gpu else "cpu")
+    export(
+        extractor.network,
+        stores,
+        {layer: layer_folder(cfg, layer) for layer in layers},
+        to_inputs=[partial(to_float, mean=extractor.mean, std=extractor.std)],
+        batch_size=extractor.at_a_time(),
+        origin=Origin(fingerprint, sha256_of_state, crop_name(cfg), config),
+    )
+    num_images = sum(len(store.images) for store in stores)
+    summary = f"features of {num_images:,} images by {extractor.network.name}, trained by others; trained nothing"
+    write_json(
+        folder / "result.json",
+        {
+            **made_by(),
+            "stage": "pretrain",
+            "data": cfg.data.name,
+            "backbone": cfg.backbone.name,
+            "images": fingerprint,
+            "val_accuracy": None,
+            "num_images": num_images,
+            "num_steps": 0,
+            "seconds": time.perf_counter() - start,
+            "checkpoint": str(folder / PRETRAINED),
+            "checkpoint_sha256": sha256_of_state,
+            "extractor": {
+                "name": extractor.network.name, "weights": about["weights"], "sha256": sha256_of_state,
+                "settings": extractor.settings, "mean": about["mean"], "std": about["std"],
+            },
+            "config": config,
+            "score_name": "val_accuracy", "score_value": None, "better": "higher",
+            "group": group(config),
+            "inputs": {"images": stores[0].source, "extractor": sha256_of_state},
+            "summary": summary,
+        },
+    )  # fmt: skip
+    log.info("%s: %s", folder, summary)
+
+
 def known_images(folder: Path, fingerprint: str | None, cfg: DictConfig) -> str | None:
     """``fingerprint``, which must be that of the images that the extractor in ``folder`` was trained on.
 
@@ -272,9 +382,8 @@ def known_images(folder: Path, fingerprint: str | None, cfg: DictConfig) -> str 
 
 def make_network(backbone: DictConfig, store: ImageStore) -> WideResNet:
     """The extractor for the classes of ``store``: a WideResNet, or what the ``_target_`` of ``backbone`` names."""
-    settings = {str(key): value for key, value in backbone.items() if key not in ("name", "mid_level")}
     network: WideResNet = instantiate(
-        {"_target_": "pretrain.wide_resnet.WideResNet"} | settings,
+        {"_target_": WIDE_RESNET} | network_settings(backbone),
         in_channels=store.images.shape[-1],
         num_classes=len(store.class_names),
     )
@@ -288,6 +397,9 @@ def stage_config(cfg: DictConfig) -> dict[str, Any]:
 
 def crop_name(cfg: DictConfig) -> str:
     """How images were cropped for their features, as the feature files say it."""
+    if cfg.backbone.get("pretrained"):
+        framing = cfg.data.source and cfg.data.source.get("framing")
+        return f"centre {framing.crop_fraction:.4g} of the shorter side, {framing.filter}" if framing else "full"
     if cfg.data.crop == "full":
         return "full"
     return "centre" if cfg.views.name == "single" else str(cfg.views.name)
@@ -313,5 +425,18 @@ def layer_folder(cfg: DictConfig, layer: int | str) -> Path:
 def folders_complete(cfg: DictConfig) -> bool:
     """Whether every feature file of stage 1 is there."""
     return all(
-        (layer_folder(cfg, layer) / f"{split}.safetensors").exists() for layer in cfg.data.export for split in SPLITS
+        (layer_folder(cfg, layer) / f"{split}.safetensors").exists() for layer in exported(cfg) for split in SPLITS
     )
+
+
+def exported(cfg: DictConfig) -> list[int | str]:
+    """The layers that features are written of.
+
+    With an extractor of others also the one that ``cfg`` asks for, and pixels only where that is it: its images are
+    large.
+    """
+    if not cfg.backbone.get("pretrained"):
+        return list(cfg.data.export)
+    asked = cfg.features.layer
+    layers = dict.fromkeys([*cfg.data.export, asked])
+    return [layer for layer in layers if layer is not None and (layer != PIXELS or asked == PIXELS)]

@@ -22,15 +22,20 @@ from runner.errors import InputError
 OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
 PLACES = ("dirs", "run_dir")  # where things are; every stage may be told
 INSTRUCTIONS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # to Hydra
+ABOUT = {"backbone": ("name", "mid_level", "depth", "pretrained")}  # keys that say how a part is used
 CONF = str(Path(__file__).parents[1] / "conf")
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` less each group's ``source.path``: results follow from what outside files hold, not where they lie."""
+    """``config`` without each group's ``source.path`` and ``pretrained.file``.
+
+    Results follow from what outside files hold, not from where they lie.
+    """
     kept = {}
     for key, group in config.items():
-        if isinstance(group, dict) and isinstance(group.get("source"), dict):
-            group = group | {"source": {name: value for name, value in group["source"].items() if name != "path"}}
+        for part, path in (("source", "path"), ("pretrained", "file")):
+            if isinstance(group, dict) and isinstance(group.get(part), dict):
+                group = group | {part: {name: value for name, value in group[part].items() if name != path}}
         kept[key] = group
     return kept
 
@@ -287,7 +292,7 @@ def check_arguments(cfg: DictConfig) -> None:
             if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
                 continue
             for key in map(str, called):
-                if key not in parameters and key not in INSTRUCTIONS:
+                if key not in (*parameters, *INSTRUCTIONS, *ABOUT.get(path, ())):
                     close = get_close_matches(key, parameters, n=1)
                     raise InputError(
                         f"{path}.{key} is no argument of {called['_target_']}; "

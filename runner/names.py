@@ -116,8 +116,15 @@ def start(checkpoint: Any) -> str:
     return "" if checkpoint is None else f"-from-{content(checkpoint)}"
 
 
+def unless(condition: Any, value: Any) -> Any:
+    """``value``, or None where ``condition`` is set."""
+    return None if condition else value
+
+
 def model_name(path: Any) -> str:
-    """What the model at ``path`` is called: its run folder or package."""
+    """What the model at ``path`` is called: its run folder or package; without a path, the method that needs none."""
+    if path is None:
+        return "centroid"
     place = Path(str(path)).absolute()
     return place.parent.name if place.suffix else place.name
 
@@ -136,5 +143,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("content", content, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("unless", unless, replace=True)
     OmegaConf.register_new_resolver("model_name", model_name, replace=True)
     OmegaConf.register_new_resolver("named_by", named_by, replace=True)

@@ -1,17 +1,18 @@
 """Any images in folders: ``train/``, ``val/`` and ``test/`` with a folder a class, or the class folders alone."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.fingerprint import few, shown
-from pretrain.sources.images import decode, no_image
+from pretrain.sources.images import Framing, decode, no_image
 from pretrain.sources.walk import look
 from pretrain.sources.writing import Files, Split, Splits, existing, refuse, write_store
 from pretrain.store import SPLITS
@@ -44,21 +45,34 @@ class Listed(NamedTuple):
 
 
 def build(
-    folder: Path, *, path: str | None, data: str, image_size: int, seed: int, val_fraction: float, test_fraction: float
+    folder: Path,
+    *,
+    path: str | None,
+    data: str,
+    image_size: int,
+    framing: Mapping[str, Any] | None,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
 ) -> None:
-    """Write the images below ``path``; class folders alone are split by class, drawn with ``seed`` and recorded."""
+    """Write the images below ``path``; class folders alone are split by class, drawn with ``seed`` and recorded.
+
+    ``framing`` is a ``pretrain.sources.images.Framing``; None: both sides are resized at once.
+    """
     draw = Draw(seed, val_fraction, test_fraction)
     for name in ("val_fraction", "test_fraction"):
         if not 0 < getattr(draw, name) < 1:
             raise InputError(f"data.source.{name}={getattr(draw, name)} must be between 0 and 1")
+    framed = None if framing is None else Framing(**framing)
+    made = {"image_size": image_size, "framing": None if framed is None else framed._asdict(), **draw._asdict()}
     write_store(
         folder,
         data=data,
         image_shape=(image_size, image_size, 3),
-        source={"image_size": image_size, **draw._asdict()},
+        source=made,
         root=None if path is None else Path(path),
         list_files=partial(_list_files, draw=draw),
-        open_source=partial(_open, path, image_size, draw),
+        open_source=partial(_open, path, image_size, framed, draw),
     )
 
 
@@ -104,7 +118,7 @@ def _list_files(root: Path, draw: Draw) -> Files:
     return {split: list(chain.from_iterable(members.values())) for split, members in found.classes.items()}
 
 
-def _open(path: str | None, image_size: int, draw: Draw) -> tuple[str, Splits]:
+def _open(path: str | None, image_size: int, framing: Framing | None, draw: Draw) -> tuple[str, Splits]:
     root = existing(path, "data.source.path", _LAYOUTS)
     found = list_classes(root, draw)
     files = [name for members in found.classes.values() for name in chain.from_iterable(members.values())]
@@ -112,7 +126,7 @@ def _open(path: str | None, image_size: int, draw: Draw) -> tuple[str, Splits]:
         problems = pool.map(lambda name: no_image(root / name), files)
         bad = [f"image {shown(root / n)} {why}" for n, why in zip(files, problems, strict=True) if why]
     refuse(found.bad + bad, len(files) + len(found.bad), f"files of {shown(root)}")
-    read = partial(_read, root, image_size)
+    read = partial(_read, root, image_size, framing)
     return found.format_name, {split: partial(Split, classes, read) for split, classes in found.classes.items()}
 
 
@@ -155,5 +169,5 @@ def _drawn(folders: list[Path], root: Path, draw: Draw) -> dict[str, list[Path]]
     }
 
 
-def _read(root: Path, image_size: int, name: str) -> NDArray[np.uint8]:
-    return decode(root / name, shown(root / name), image_size, "RGB", is_photograph=True)
+def _read(root: Path, image_size: int, framing: Framing | None, name: str) -> NDArray[np.uint8]:
+    return decode(root / name, shown(root / name), image_size, "RGB", is_photograph=True, framing=framing)

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,19 +55,40 @@ _STARTS = (
 )
 
 
+class Framing(NamedTuple):
+    """The square at the centre, as networks are tested on photographs, where else both sides are resized at once.
+
+    The shorter side is resized to size / ``crop_fraction``, and the middle is cut out. ``filter`` is one of Pillow's:
+    bilinear, bicubic, lanczos.
+    """
+
+    crop_fraction: float
+    filter: str
+
+
 def decode(
-    content: bytes | Path, name: str | Path, size: int, mode: str, *, is_photograph: bool = False
+    content: bytes | Path,
+    name: str | Path,
+    size: int,
+    mode: str,
+    *,
+    is_photograph: bool = False,
+    framing: Framing | None = None,
 ) -> NDArray[np.uint8]:
     """uint8 [size, size, C] of an encoded image, in memory or at a path; ``mode`` is RGB (C = 3) or L (grey, C = 1).
 
-    Both sides are resized at once (Lanczos), as in the files that circulate; an image that has the size is left as it
-    is. Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white. ``is_photograph`` turns
-    the image as the camera noted; those of benchmarks are left as they are. ``name`` is for the message about a bad
-    image. Of a file that is no image only the first bytes are read.
+    Without ``framing`` both sides are resized at once (Lanczos), as in the files that circulate; an image that has the
+    size is left as it is. Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white.
+    ``is_photograph`` turns the image as the camera noted, and lets the decoder of JPEG reduce it to no less than twice
+    the size needed; those of benchmarks are left as they are. ``name`` is for the message about a bad image. Of a file
+    that is no image only the first bytes are read.
     """
     try:
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return standard(upright(image) if is_photograph else image, size, mode)
+            if is_photograph:
+                needed = size if framing is None else round(size / framing.crop_fraction)
+                image.draft(mode, (2 * needed, 2 * needed))
+            return standard(upright(image) if is_photograph else image, size, mode, framing)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on bytes that they do not expect; the file is what is wrong
@@ -124,10 +146,28 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def standard(image: Image.Image, size: int, mode: str) -> NDArray[np.uint8]:
+def standard(image: Image.Image, size: int, mode: str, framing: Framing | None = None) -> NDArray[np.uint8]:
     """uint8 [size, size, C] of an opened image, as ``decode`` makes it."""
     flat = to_mode(image, mode)
-    return resize(np.asarray(flat).reshape(flat.height, flat.width, -1), size)
+    if framing is None:
+        return resize(np.asarray(flat).reshape(flat.height, flat.width, -1), size)
+    box = [edge for pair in zip(*square(flat.width, flat.height, size, framing), strict=True) for edge in pair]
+    method = Image.Resampling[framing.filter.upper()]
+    return np.asarray(flat.resize((size, size), method, box=(box[0], box[1], box[2], box[3]))).reshape(size, size, -1)
+
+
+def square(width: int, height: int, size: int, framing: Framing) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What of an image lies in the frame: from where to where, for its columns and for its rows.
+
+    In whole pixels of the resized image, as torchvision crops it, but in the pixels of the image itself: only what lies
+    in the frame is computed.
+    """
+    shorter, edges = round(size / framing.crop_fraction), []
+    for side in (width, height):
+        resized = int(shorter * side / min(width, height))
+        start = round((resized - size) / 2)
+        edges.append((start * side / resized, (start + size) * side / resized))
+    return edges[0], edges[1]
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from pretrain.sources.images import AGAIN
 from pretrain.store import SPLITS, missing_splits, read_split, stream_split
 from runner.errors import InputError, MissingFileError
 from runner.folder import taking_turns
+from runner.terminal import image_columns
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ def _write(
         except InputError as error:
             return error
 
-    with Progress(console=Console(stderr=True)) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+    console = Console(stderr=True)
+    with Progress(*image_columns(), console=console) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def images_after(done: int) -> Iterator[NDArray[np.uint8]]:
             write_records(_records_path(folder, split), records)  # when images of other files have been cut off

@@ -27,7 +27,7 @@ def test_what_is_in_a_package(world):
     config = json.loads((folder / "config.json").read_text())
     assert config["extractor"] == {
         "network": {"depth": 10, "width": 1, "strides": [2, 2, 2], "in_channels": 3},
-        "layer": 9, "image_size": 16, "crop": None, "multiview": False,
+        "layer": 9, "image_size": 16, "framing": None, "crop": None, "multiview": False,
     }  # fmt: skip
     assert not [name for name in load_file(folder / "extractor.safetensors") if "classifier" in name]
     result = json.loads((world / "runs" / "learner" / "result.json").read_text())

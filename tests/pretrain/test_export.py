@@ -142,6 +142,10 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_layers_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="layer 'pixel' is neither a layer number nor 'pixels'"):
-        export(build_network(), [], {"pixel": tmp_path}, to_inputs=[TO_INPUT], batch_size=8, origin=ORIGIN)
+def test_unknown_layers_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layer pixel is not in WRN-10-1; its layers are"):
+        stores = [build_store("val", (2, 2))]
+        export(
+            build_network(), stores, {9: tmp_path, "pixel": tmp_path}, to_inputs=[TO_INPUT], batch_size=8, origin=ORIGIN
+        )
+    assert list(tmp_path.iterdir()) == []
