@@ -111,6 +111,11 @@ def content(*paths: Any) -> str:
     return digest("\n".join("" if file is None else f"{file.resolve()} {fingerprint(file)}" for file in files))
 
 
+def place(path: Any) -> str:
+    """A digest of where ``path`` is, whatever is there."""
+    return "" if path is None else digest(str(Path(str(path)).resolve()))
+
+
 def start(checkpoint: Any) -> str:
     """What the name of a run says of the checkpoint that it starts from."""
     return "" if checkpoint is None else f"-from-{content(checkpoint)}"
@@ -143,6 +148,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("content", content, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("place", place, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)
     OmegaConf.register_new_resolver("model_name", model_name, replace=True)
     OmegaConf.register_new_resolver("named_by", named_by, replace=True)
