@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from fewshot.labelling.journal import Journal
 from fewshot.labelling.labels import Event, History, clean_name, described
-from fewshot.labelling.methods import Centroid, Logistic, Method, Trained, similarity
-from fewshot.labelling.order import NONE, Order, order, unsorted
+from fewshot.labelling.methods import Centroid, Logistic, Method, Trained, centred, similarity
+from fewshot.labelling.order import NONE, Order, order, unlike_each_other, unsorted
 from fewshot.labelling.pictures import Picture
 from fewshot.model import Model
 from leo.prototypes import NearestCentroid
@@ -52,10 +53,12 @@ class Board:
         self.catalogue = hashlib.sha256("".join(self.index).encode()).hexdigest()[:16]  # what indices mean
         self._journal, self._history = journal, History(journal.events)
         self._hidden = np.zeros(len(pictures), bool)
+        self._unit = centred(features)
+        self._kinds: NDArray[np.intp] | None = None
         self._lock = threading.RLock()
         self._makers: dict[str, Callable[[], Method]] = {
-            CENTROID: lambda: Centroid(features),
-            LOGISTIC: lambda: Logistic(features),
+            CENTROID: lambda: Centroid(self._unit),
+            LOGISTIC: lambda: Logistic(self._unit),
         }
         self.method = CENTROID
         if type(model.learner) is not NearestCentroid:  # of which there are subclasses
@@ -210,15 +213,18 @@ class Board:
         columns = np.unique(by_hand[rows])
         if len(columns) > 1:
             classes = np.searchsorted(columns, by_hand[rows])
-            try:
-                found = self._prepared(self.method)(rows, classes, len(columns))
-            except InputError as error:  # a trained learner may diverge
-                self.problem = f"sorted by {CENTROID}: {error}"
-                found = self._prepared(CENTROID)(rows, classes, len(columns))
+            with threadpool_limits(1):  # of such small matrices: several wait for each other on a busy machine
+                try:
+                    found = self._prepared(self.method)(rows, classes, len(columns))
+                except InputError as error:  # a trained learner may diverge
+                    self.problem = f"sorted by {CENTROID}: {error}"
+                    found = self._prepared(CENTROID)(rows, classes, len(columns))
             self._order = order(by_hand, found, columns, len(positions), NUM_UNCERTAIN, self._hidden)
         else:
-            closeness = similarity(self.features, rows) if len(rows) else None
-            self._order = unsorted(by_hand, closeness, len(positions), self._hidden)
+            closeness = similarity(self._unit, rows) if len(rows) else None
+            if self._kinds is None:
+                self._kinds = unlike_each_other(self._unit, NUM_UNCERTAIN)
+            self._order = unsorted(by_hand, closeness, self._kinds, len(positions), self._hidden)
         self.num_orders += 1
 
     def _prepared(self, name: str) -> Method:

@@ -12,9 +12,9 @@ from torch.nn.functional import one_hot
 from fewshot.model import Model
 
 Features = NDArray[np.float32]
-SCALES = np.geomspace(5, 100, 16)  # what cosines are multiplied by before their softmax
-USUAL_SCALE = 20.0  # where nothing is known; measured on photographs (docs/labelling.md)
-STRENGTH = 10.0  # C of logistic regression, on features of unit length
+SCALES = np.geomspace(5, 60, 12)  # what cosines are multiplied by before their softmax
+USUAL_SCALE = 14.0  # while examples are few: between those that suit photographs (about 20) and glyphs (about 8)
+STRENGTH = 30.0  # C of logistic regression, on features of unit length
 
 
 class Method(Protocol):
@@ -31,15 +31,21 @@ def unit_length(features: Features) -> Features:
     return np.asarray(features / np.maximum(lengths, 1e-12), np.float32)
 
 
-class Centroid:
-    """Cosines to the mean of each class's unit-length examples; their softmax, at the scale that suits the examples.
+def centred(features: Features) -> Features:
+    """Unit-length features, seen from their mean over all images: what all have in common tells no class."""
+    unit = unit_length(features)
+    return unit_length(unit - unit.mean(0))
 
-    The scale is the one at which the examples, each left out in turn, are most probable, drawn towards the usual one
+
+class Centroid:
+    """Cosines of ``unit``, as ``centred`` gives it, to the mean of each class's examples; their softmax at a scale.
+
+    The scale is that at which the examples, each left out in turn, are most probable, drawn towards the usual one
     while they are few. It changes how sure the method is, not which class it names.
     """
 
-    def __init__(self, features: Features) -> None:
-        self.unit = unit_length(features)
+    def __init__(self, unit: Features) -> None:
+        self.unit = unit
 
     def __call__(self, rows: NDArray[np.intp], classes: NDArray[np.intp], num_classes: int) -> NDArray[np.float32]:
         """See ``Method``."""
@@ -63,14 +69,14 @@ class Centroid:
 
 
 class Logistic:
-    """Multinomial logistic regression of scikit-learn on unit-length features.
+    """Multinomial logistic regression of scikit-learn on the same features; all classes count alike.
 
     The weights are sums of the examples, so the fit is made in as many dimensions as there are examples: the same
     classifier, faster while examples are fewer than features.
     """
 
-    def __init__(self, features: Features) -> None:
-        self.unit = unit_length(features)
+    def __init__(self, unit: Features) -> None:
+        self.unit = unit
 
     def __call__(self, rows: NDArray[np.intp], classes: NDArray[np.intp], num_classes: int) -> NDArray[np.float32]:
         """See ``Method``."""
@@ -78,7 +84,7 @@ class Logistic:
         values, vectors = np.linalg.eigh(examples.astype(np.float64) @ examples.T)
         kept = values > 1e-6 * values[-1]
         roots, vectors = np.sqrt(values[kept]), vectors[:, kept]
-        fitted = LogisticRegression(C=STRENGTH, max_iter=200, tol=1e-3).fit(vectors * roots, classes)
+        fitted = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=200).fit(vectors * roots, classes)
         of_examples = (vectors / roots) @ np.atleast_2d(fitted.coef_).T  # [m, N]: the weights as sums of examples
         weights = examples.T @ of_examples.astype(np.float32)
         logits = self.unit @ weights + fitted.intercept_.astype(np.float32)
@@ -104,7 +110,6 @@ class Trained:
         return probabilities
 
 
-def similarity(features: Features, rows: NDArray[np.intp]) -> Features:
-    """The cosine of each image to the mean of the examples ``rows``, which are of one class."""
-    unit = unit_length(features)
+def similarity(unit: Features, rows: NDArray[np.intp]) -> Features:
+    """The cosine of each row of ``unit`` to the mean of the examples ``rows``, which are of one class."""
     return np.asarray(unit @ unit_length(unit[rows].mean(0, keepdims=True))[0], np.float32)

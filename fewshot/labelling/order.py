@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NONE = -1
+MAX_COMPARED = 5000  # images among which those unlike each other are looked for
 
 
 class Order(NamedTuple):
@@ -56,12 +57,33 @@ def order(
 
 
 def unsorted(
-    by_hand: NDArray[np.intp], closeness: NDArray[np.float32] | None, num_classes: int, hidden: NDArray[np.bool_]
+    by_hand: NDArray[np.intp],
+    closeness: NDArray[np.float32] | None,
+    kinds: NDArray[np.intp],
+    num_classes: int,
+    hidden: NDArray[np.bool_],
 ) -> Order:
-    """The order while fewer than two classes have examples: the images most like those of the only class first."""
+    """The order while fewer than two classes have examples: the images most like those of the only class first.
+
+    ``kinds`` are images to be asked about.
+    """
     known = by_hand != NONE
     rest = np.flatnonzero(~known & ~hidden)
     if closeness is not None:
         rest = rest[np.argsort(-closeness[rest], kind="stable")]
     nothing = np.empty(0, np.intp)
-    return Order(by_hand, known.astype(np.float32), known, [nothing] * num_classes, nothing, rest)
+    asked = kinds[~known[kinds] & ~hidden[kinds]]
+    return Order(by_hand, known.astype(np.float32), known, [nothing] * num_classes, asked, rest)
+
+
+def unlike_each_other(unit: NDArray[np.float32], number: int) -> NDArray[np.intp]:
+    """Indices of up to ``number`` rows of unit length: the most usual one, then always the least like those before."""
+    some = np.unique(np.linspace(0, len(unit) - 1, min(len(unit), MAX_COMPARED)).astype(np.intp))
+    rows = unit[some]
+    chosen = [int((rows @ rows.mean(0)).argmax())]
+    nearest = rows @ rows[chosen[0]]
+    while len(chosen) < min(number, len(some)):
+        chosen.append(int(nearest.argmin()))
+        nearest = np.maximum(nearest, rows @ rows[chosen[-1]])
+        nearest[chosen] = np.inf
+    return some[chosen]

@@ -192,7 +192,7 @@ def application(board: Board, output: Path) -> Starlette:
     image = "{catalogue:str}/{index:int}"
     return Starlette(
         routes=[
-            *(Route(path, static) for path in ("/", "/page.js", "/page.css")),
+            *(Route(path, static) for path in ("/", "/page.js", "/page.css", "/icon.svg")),
             Route(f"/small/{image}", small),
             Route(f"/large/{image}", large),
             Route(f"/names/{image}", names),
@@ -267,6 +267,13 @@ def serve(board: Board, output: Path, opened: socket.socket, host: str, secret: 
     """Answer at the socket ``opened`` until the process is interrupted."""
     app = Guard(application(board, output), secret, hosts_of(host))
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, lifespan="off", ws="none", server_header=False, proxy_headers=False
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
     )
     uvicorn.Server(config).run(sockets=[opened])

@@ -19,6 +19,7 @@ const page = {
   cursor: { key: null, place: 0 }, // of the keyboard
   large: null, // the image shown large
 };
+const pictures = new Map();
 let queue = Promise.resolve(); // what is sent, one after another
 
 // -------------------------------------------------------------------------------------------------------- the server
@@ -108,6 +109,11 @@ function make(tag, properties = {}, ...children) {
 }
 
 function show(state) {
+  if (page.isDown) { // a tile that is replaced between press and release would lose its click
+    page.waiting = state;
+    page.state = { ...page.state, version: state.version, order: state.order };
+    return;
+  }
   const isFirst = page.state === null;
   page.state = state;
   if (page.active !== null && !classOf(page.active)) page.active = null;
@@ -160,11 +166,12 @@ function overview() {
   const { state } = page;
   const sections = [];
   const num = state.classes.filter((one) => one.examples).length;
-  if (state.lists.uncertain.total) sections.push(section("uncertain", "Ask next", "the least certain first: confirm with Enter, or give another class"));
   if (!state.classes.length) sections.push(make("p", { className: "empty", textContent: "Name a class first: n, or the button above. Then click a few images of it." }));
   else if (num === 0) sections.push(make("p", { className: "empty", textContent: "Now click a few images of this class; then name a second one." }));
-  else if (num === 1) sections.push(make("p", { className: "empty", textContent: "With examples of a second class, everything is sorted. Below, those most like your examples come first." }));
-  if (state.lists.unsorted.total) sections.push(section("unsorted", "Not sorted yet", ""));
+  else if (num === 1) sections.push(make("p", { className: "empty", textContent: "Give examples of a second class, and everything is sorted." }));
+  if (num > 1) sections.push(...(state.lists.uncertain.total ? [section("uncertain", "Ask next", "the least certain first: Enter confirms, another class corrects")] : []));
+  else if (state.lists.uncertain.total) sections.push(section("uncertain", "Of many kinds", "unlike each other, to find classes"));
+  if (state.lists.unsorted.total) sections.push(section("unsorted", "Not sorted yet", num ? `${count(state.lists.unsorted.total)}, most like your examples first` : ""));
   for (const one of state.classes) sections.push(classSection(one));
   return sections;
 }
@@ -231,8 +238,8 @@ function tile(key, [index, of, probability, byHand], place) {
   const one = of === null ? null : classOf(of);
   if (one) element.style.setProperty("--class", colour(one.id));
   element.setAttribute("aria-pressed", String(page.selected.has(index)));
-  const picture = make("img", { alt: "", loading: "lazy", decoding: "async", draggable: false, src: `small/${page.state.catalogue}/${index}` });
-  picture.onerror = () => element.classList.add("gone");
+  const picture = pictureOf(`${key}/${index}`, `small/${page.state.catalogue}/${index}`);
+  if (picture.isGone) element.classList.add("gone");
   const text = make("span", { className: "text" });
   if (one && byHand) text.append(make("b", { textContent: one.name }));
   else if (one && key === "uncertain") text.append(make("b", { textContent: one.name }), `${Math.round(100 * probability)} %`);
@@ -241,6 +248,19 @@ function tile(key, [index, of, probability, byHand], place) {
   if (page.cursor.key === key && page.cursor.place === place) element.tabIndex = 0;
   element.append(picture, text);
   return element;
+}
+
+// The same element again, so that no picture flickers when everything is sorted.
+function pictureOf(name, source) {
+  let picture = pictures.get(name);
+  if (picture === undefined || picture.source !== source || picture.isGone) {
+    picture = make("img", { alt: "", decoding: "async", draggable: false, source, src: source });
+    picture.onerror = () => { picture.isGone = true; picture.closest(".tile")?.classList.add("gone"); };
+  }
+  pictures.delete(name);
+  pictures.set(name, picture); // the latest last
+  if (pictures.size > 4000) pictures.delete(pictures.keys().next().value);
+  return picture;
 }
 
 // --------------------------------------------------------------------------------------- a list in full, however long
@@ -264,7 +284,7 @@ function closeList() {
 function fullList(key) {
   const list = page.state.lists[key];
   const [kind, id] = key.split("-");
-  const name = id ? classOf(Number(id)).name : kind === "uncertain" ? "Ask next" : "Not sorted yet";
+  const name = id ? classOf(Number(id)).name : kind === "uncertain" ? (page.state.lists.unsorted.total ? "Of many kinds" : "Ask next") : "Not sorted yet";
   const element = make("section", {});
   if (id) element.style.setProperty("--class", colour(Number(id)));
   const head = make("div", { className: "head" }, make("button", { type: "button", textContent: "← Back", title: "Back (o, Esc)", onclick: closeList }),
@@ -282,7 +302,7 @@ function fill() {
   const side = SIDES[page.side], width = box.clientWidth;
   const columns = Math.max(2, Math.floor((width + 6) / (Math.min(side, 0.45 * width) + 6)));
   box.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
-  const height = (width - 6 * (columns - 1)) / columns + 24 + 6; // of a row: picture, text, gap
+  const height = (width - 6 * (columns - 1)) / columns + 6; // of a row, with the gap
   const top = box.getBoundingClientRect().top + scrollY;
   const first = Math.max(0, Math.floor((scrollY - top) / height) - 3);
   const last = Math.min(Math.ceil(total / columns), Math.ceil((scrollY + innerHeight - top) / height) + 3);
@@ -365,7 +385,7 @@ function holdList(key, given) {
   const items = listOf(key).items;
   page.hold = { key, items, given: new Map([...(page.hold?.key === key ? page.hold.given : []), ...given]), until: performance.now() + HOLD };
   clearTimeout(page.timer);
-  page.timer = setTimeout(() => { releaseHold(); if (page.state) { showMain(); showActions(); } }, HOLD);
+  page.timer = setTimeout(() => { releaseHold(); show(page.waiting ?? page.state); }, HOLD);
 }
 
 function releaseHold() {
@@ -695,6 +715,15 @@ async function chooseMethod(method) {
 }
 
 document.addEventListener("keydown", onKey);
+addEventListener("pointerdown", () => { page.isDown = true; });
+for (const kind of ["pointerup", "pointercancel"]) {
+  addEventListener(kind, () => setTimeout(() => { // after the click
+    page.isDown = false;
+    const { waiting } = page;
+    page.waiting = null;
+    if (waiting) show(waiting);
+  }));
+}
 at("main").addEventListener("click", (event) => {
   const element = event.target.closest("button.tile");
   if (element && event.detail !== 0) clickTile(element, event); // a key is no click
