@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.model import Model, nearest_centroid
 from fewshot.package import MANIFEST, read_package
@@ -24,7 +25,7 @@ from pretrain.extractor import (
 from pretrain.network import state_sha256
 from runner import names
 from runner.config import CONF
-from runner.errors import InputError, MissingFileError
+from runner.errors import InputError, MissingFileError, users_message
 
 CENTROID = "leo.prototypes.NearestCentroid"
 
@@ -144,8 +145,11 @@ def backbone_config(name: str, settings: Sequence[str]) -> dict[str, Any]:
     cfg = OmegaConf.create({"backbone": OmegaConf.load(path)})
     OmegaConf.set_struct(cfg, True)
     cfg.merge_with_dotlist(list(settings))
-    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)["backbone"]  # type: ignore[index,call-overload,assignment]
-    return resolved
+    try:
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:  # of a network that is not there
+        raise InputError(users_message(error)) from error
+    return dict(resolved["backbone"])
 
 
 def pretrained_backbones() -> list[str]:

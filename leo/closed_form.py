@@ -77,7 +77,7 @@ class LatentLoop(torch.autograd.Function):
         num_features = len(matrix) if ctx.last_slope is None else len(matrix) // 2
         if to_weights is None:
             to_weights = codes.new_zeros(codes.shape[1], num_features)
-        partners = torch.empty_like(factors[..., : codes.shape[2]])  # of ``factors``, in the gradient of ``matrix``
+        partners = codes.new_empty(*factors.shape[:2], codes.shape[2])  # of ``factors``, in the gradient of ``matrix``
         partners[num_steps:] = codes
         to_codes = torch.empty_like(codes)
         join(factors[-1], to_weights, ctx.last_slope, to_weights)

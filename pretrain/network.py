@@ -7,8 +7,8 @@ A network is a module with
 - ``penultimate``: the layer that its classifier reads.
 
 One that stage 1 trains also has ``forward`` (logits) and ``classifier``, and takes ``in_channels`` and ``num_classes``.
-One that others have trained also has ``pretrained_state(weights, file)`` and the static ``transforms(...)``, where its
-configuration asks for them (conf/backbone/efficientnet_lite0.yaml, torchvision.yaml).
+One that others have trained has no such two, and has ``pretrained_state(weights, file)``: its weights by name, of
+``file``, or where that is None of the place where those called ``weights`` are.
 """
 
 import hashlib
@@ -26,7 +26,12 @@ from torch import Tensor, nn
 from runner.errors import InputError, MissingFileError
 
 WIDE_RESNET = "pretrain.wide_resnet.WideResNet"
-NETWORKS = (WIDE_RESNET, "pretrain.efficientnet_lite0.EfficientNetLite0")  # any other one is the user's own
+NETWORKS = (  # any other one is the user's own
+    WIDE_RESNET,
+    "pretrain.efficientnet_lite0.EfficientNetLite0",
+    "pretrain.torchvision_model.TorchvisionModel",
+    "pretrain.timm_model.TimmModel",
+)
 
 
 def build_network(settings: Mapping[str, Any], own: Collection[str], source: object) -> nn.Module:

@@ -26,7 +26,7 @@ from pretrain.export import PIXELS, Origin, export
 from pretrain.extractor import PRETRAINED, network_settings, pretrained_extractor, write_extractor
 from pretrain.module import Pretraining
 from pretrain.network import WIDE_RESNET, state_sha256
-from pretrain.sources import image_folder
+from pretrain.sources import array, image_folder
 from pretrain.store import SPLITS, ImageStore, images_fingerprint, is_complete, read_split
 from pretrain.wide_resnet import WideResNet
 from runner.checkpoints import load_checkpoint
@@ -49,6 +49,7 @@ def ensure_features(cfg: DictConfig) -> None:
     Features made by other settings of stage 1 are an error.
     """
     if cfg.features.source is not None:
+        check_experiment(cfg)
         instantiate(cfg.features.source, folder=Path(cfg.features.folder))
         return
     if cfg.data.source is None:
@@ -137,13 +138,15 @@ def feature_metadata(cfg: DictConfig) -> dict[str, str]:
 
 
 def check_experiment(cfg: DictConfig) -> None:
-    """Raise where images of the user's own would be trained on with values, and under a name, of other data."""
-    experiment = HydraConfig.get().runtime.choices["experiment"]
-    if is_own(cfg) and experiment.startswith(("glyphs_", "mini_", "tiered_")):
+    """Raise where data of the user's own would be trained on with values, and under a name, of other data."""
+    experiment, source = HydraConfig.get().runtime.choices["experiment"], cfg.features.source
+    is_array = source is not None and source.get("_target_") == f"{array.__name__}.build"
+    if (is_array or is_own(cfg)) and experiment.startswith(("glyphs_", "mini_", "tiered_")):
+        own = "features=array" if is_array else "data=image_folder"
         raise InputError(
-            f"experiment={experiment} is made for other images than data=image_folder: it has their values, and its "
+            f"experiment={experiment} is made for other images than {own}: it has their values, and its "
             f"runs have their name. Add experiment=own_1shot or own_5shot (or the same with _meta_sgd, _prototypes, "
-            f"_centroid_mid_level, _centroid_penultimate, _centroid_pixels)"
+            f"_centroid_mid_level, _centroid_penultimate, _centroid_pixels){' and data.name=NAME' * is_array}"
         )
 
 

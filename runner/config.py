@@ -27,13 +27,13 @@ CONF = str(Path(__file__).parents[1] / "conf")
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` without each group's ``source.path`` and ``pretrained.file``.
+    """``config`` without each group's ``source.path``, ``source.labels`` and ``pretrained.file``.
 
     Results follow from what outside files hold, not from where they lie.
     """
     kept = {}
     for key, group in config.items():
-        for part, path in (("source", "path"), ("pretrained", "file")):
+        for part, path in (("source", "path"), ("source", "labels"), ("pretrained", "file")):
             if isinstance(group, dict) and isinstance(group.get(part), dict):
                 group = group | {part: {name: value for name, value in group[part].items() if name != path}}
         kept[key] = group

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from runner.files import sha256
@@ -121,6 +122,11 @@ def start(checkpoint: Any) -> str:
     return "" if checkpoint is None else f"-from-{content(checkpoint)}"
 
 
+def transforms(key: str, module: str, *network: Any) -> Any:
+    """One of the values that ``module`` gives, by its function of this name, of a network that others have trained."""
+    return get_method(f"{module}.transforms")(*network)[key]
+
+
 def unless(condition: Any, value: Any) -> Any:
     """``value``, or None where ``condition`` is set."""
     return None if condition else value
@@ -150,5 +156,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("place", place, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)
+    OmegaConf.register_new_resolver("transforms", transforms, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("model_name", model_name, replace=True)
     OmegaConf.register_new_resolver("named_by", named_by, replace=True)

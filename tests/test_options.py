@@ -125,6 +125,7 @@ def test_what_a_stage_uses_may_be_set(composed, overrides):
 def test_a_stage_says_what_it_uses_by_keys_that_there_are(composed, stage):
     cfg = composed(f"stage={stage}")
     known = [*map(str, cfg), *key_paths(cfg), *key_paths(composed("stage=pretrain", "trainer=ddp")), "experiment"]
+    known += key_paths(composed("backbone=efficientnet_lite0"))
     lightning = re.compile(r"trainer\.\w+")
     for part in cfg.stage.uses.values():
         for key in (*part["keys"], *part.get("where", []), *part.get("unless", [])):

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from fewshot.labelling.journal import Journal
 from fewshot.labelling.labels import Event, History, clean_name, described
 from fewshot.labelling.methods import Centroid, Logistic, Method, Trained, centred, similarity
-from fewshot.labelling.order import NONE, Order, order, unlike_each_other, unsorted
+from fewshot.labelling.order import NONE, order, unlike_each_other, unsorted
 from fewshot.labelling.pictures import Picture
 from fewshot.model import Model
 from leo.prototypes import NearestCentroid

@@ -25,8 +25,8 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt"
 
 CARD = """# Classes: {names}
 
-Made by labelling the folder *{folder}*: {num_examples} images by hand. It holds the extractor and the learner ({method}),
-and the features of the examples, so that no image is needed:
+Made by labelling the folder *{folder}*: {num_examples} images by hand. It holds the extractor and the learner
+({method}), and the features of the examples, so that no image is needed:
 
 ```python
 import json

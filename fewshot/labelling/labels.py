@@ -17,8 +17,8 @@ class StaleError(InputError):
 class Labels(NamedTuple):
     """What is known by hand.
 
-    ``names`` has each class's name by its number, in the order in which they were made; ``examples`` each image's class,
-    in the order in which they were given.
+    ``names`` has each class's name by its number, in the order in which they were made; ``examples`` each image's
+    class, in the order in which they were given.
     """
 
     names: dict[int, str]

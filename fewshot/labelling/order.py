@@ -1,5 +1,6 @@
 """In which order images are shown: each under its most probable class, and which to ask about next."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ def order(
     uncertain = asked[np.argsort(sure, kind="stable")[:num_uncertain]]
     ranked = asked[np.lexsort((asked, -of_best[asked], classes[asked]))]
     ends = np.searchsorted(classes[ranked], np.arange(num_classes + 1))
-    predicted = [ranked[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    predicted = [ranked[start:end] for start, end in pairwise(ends)]
     return Order(classes, of_best, known, predicted, uncertain, np.empty(0, np.intp))
 
 

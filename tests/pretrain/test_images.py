@@ -6,9 +6,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin
+from torchvision.transforms import InterpolationMode, functional
 
-from pretrain.sources.images import decode, no_image, resize, upright
+from pretrain.sources.images import Framing, decode, no_image, resize, standard, upright
 
 
 def encoded(image, kind="PNG", **options):
@@ -157,3 +158,47 @@ def test_an_orientation_that_cannot_be_read_leaves_the_image(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
     assert upright(image) is image
+
+
+def photograph(width, height):
+    """A smooth picture, as photographs are."""
+    small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 517), (64, 64), (40, 200)])
+@pytest.mark.parametrize(("resized", "cropped", "name"), [(256, 224, "bicubic"), (232, 224, "bilinear")])
+def test_a_framed_image_is_that_of_torchvision(size, resized, cropped, name):
+    image = photograph(*size)
+    whole = functional.resize(image, resized, InterpolationMode(name), antialias=True)
+    expected = np.asarray(functional.center_crop(whole, cropped)).astype(int)
+    found = standard(image, cropped, "RGB", Framing(cropped / resized, name))
+    assert found.shape == (cropped, cropped, 3)
+    assert abs(expected - found).max() <= 2
+
+
+@pytest.mark.parametrize("framing", [None, Framing(0.875, "bicubic")])
+def test_a_large_photograph_is_decoded_in_reduced_size(monkeypatch, framing):
+    content, sizes = encoded(photograph(3200, 2400), "JPEG", quality=90), []
+
+    def noted(image):
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr("pretrain.sources.images.upright", noted)
+    reduced = decode(content, "x", 112, "RGB", is_photograph=True, framing=framing)
+    assert sizes == [(400, 300)], "an eighth, and no less than twice what is needed"
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: None)
+    full = decode(content, "x", 112, "RGB", is_photograph=True, framing=framing)
+    assert sizes[1] == (3200, 2400)
+    assert abs(full.astype(int) - reduced).mean() < 1
+    assert abs(full.astype(int) - reduced).max() < 10
+
+
+def test_a_photograph_decoded_in_reduced_size_is_turned_as_the_camera_noted():
+    image = photograph(1600, 1200)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    turned = decode(encoded(image, "JPEG", quality=95, exif=exif), "x", 56, "RGB", is_photograph=True)
+    straight = decode(encoded(image, "JPEG", quality=95), "x", 56, "RGB", is_photograph=True)
+    assert abs(np.rot90(straight, -1).astype(int) - turned).max() <= 3
