@@ -18,7 +18,7 @@ STRENGTH = 30.0  # C of logistic regression, on features of unit length
 
 
 class Method(Protocol):
-    """Probabilities float32 [n, N] of all images by examples: rows [m] of the features, their classes [m], 0 to N - 1."""
+    """Probabilities float32 [n, N] of all images by examples: their rows [m], and their classes [m], 0 to N - 1."""
 
     def __call__(self, rows: NDArray[np.intp], classes: NDArray[np.intp], num_classes: int) -> NDArray[np.float32]:
         """Each class has an example, and there are at least two."""

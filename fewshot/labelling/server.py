@@ -232,8 +232,8 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"stage.host={host} stage.port={port} cannot be listened at ({reason}); where another program has the port, "
-            f"give another one, or stage.port=0 for any that is free"
+            f"stage.host={host} stage.port={port} cannot be listened at ({reason}); where another program has the "
+            f"port, give another one, or stage.port=0 for any that is free"
         ) from error
     return opened
 

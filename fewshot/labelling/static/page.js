@@ -136,8 +136,10 @@ function showTop() {
   at("method").replaceChildren(...state.methods.map((name) => make("option", { value: name, textContent: name, selected: name === state.method })));
   at("undo").disabled = state.undo === null;
   at("undo").title = state.undo === null ? "Nothing to undo" : `Undo: ${state.undo} (u)`;
-  at("classes").replaceChildren(...classes().map((one, place) => chip(one, place, () => useClass(one.id))),
-    make("button", { type: "button", id: "new", textContent: classes().length ? "+ New" : "+ New class", title: "New class (n)", onclick: () => askName(null), className: classes().length ? "" : "primary" }));
+  const isFirst = !classes().length;
+  at("classes").replaceChildren(
+    make("button", { type: "button", id: "new", textContent: isFirst ? "+ New class" : "+ New", title: "New class (n)", onclick: () => askName(null), className: isFirst ? "primary" : "" }),
+    ...classes().map((one, place) => chip(one, place, () => useClass(one.id))));
   if (state.problem) notice(state.problem);
   document.body.classList.toggle("brush", page.active !== null && page.selected.size === 0);
 }
@@ -347,12 +349,6 @@ async function fetchBlocks(key, start, end) {
 
 // ------------------------------------------------------------------------------------------------ labels and selection
 
-function itemsShown() {
-  const found = new Map();
-  for (const element of document.querySelectorAll("button.tile")) found.set(Number(element.dataset.index), element);
-  return found;
-}
-
 function give(indices, id, key) {
   if (!indices.length) return;
   const labels = Object.fromEntries(indices.map((index) => [index, id]));
@@ -426,7 +422,6 @@ function toggle(index) {
 }
 
 function showSelection() {
-  for (const [, element] of itemsShown()) element.setAttribute("aria-pressed", String(page.selected.has(Number(element.dataset.index))));
   for (const element of document.querySelectorAll("button.tile")) element.setAttribute("aria-pressed", String(page.selected.has(Number(element.dataset.index))));
   showActions();
   document.body.classList.toggle("brush", page.active !== null && page.selected.size === 0);
@@ -522,10 +517,8 @@ function showLargeText() {
   const one = item && item[1] !== null ? classOf(item[1]) : null;
   at("large-label").textContent = one ? `${one.name}, ${item[3] ? "by hand" : `${Math.round(100 * item[2])} %`}` : "";
   at("large-classes").replaceChildren(...classes().map((other, place) => chip(other, place, () => give([index], other.id))));
-  for (const element of at("large-classes").children) element.setAttribute("aria-pressed", String(other(element) === one?.id && item[3]));
+  for (const element of at("large-classes").children) element.setAttribute("aria-pressed", String(Number(element.dataset.class) === one?.id && item[3]));
 }
-
-const other = (element) => Number(element.dataset.class);
 
 function stepLarge(by) {
   const list = page.open ? null : page.state.lists[page.cursor.key]?.items;
@@ -592,13 +585,12 @@ function restoreFocus() {
 function move(event) {
   const { key, place } = page.cursor, shown = visibleTiles(key);
   if (!shown.length) return restoreFocus();
-  const left = (one) => one.getBoundingClientRect().left;
-  const columns = Math.max(1, shown.findIndex((one, i) => i > 0 && left(one) <= left(shown[0]) + 1)), many = columns > 0 && shown.length > 1 && left(shown.at(-1)) !== left(shown[0]) && !shown.some((one, i) => i > 0 && left(one) <= left(shown[0]) + 1) ? shown.length : columns;
-  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -many, ArrowDown: many }[event.key];
+  const columns = shown.filter((one) => one.offsetTop === shown[0].offsetTop).length;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
   const next = place + by, total = page.open ? page.state.lists[key].total : Number(shown.at(-1).dataset.place) + 1;
   if (next < 0 || next >= total) {
-    if (Math.abs(by) === 1 && many > 1) return;
-    return page.open ? undefined : changeRow(Math.sign(by));
+    if (!page.open && event.key !== "ArrowLeft" && event.key !== "ArrowRight") changeRow(Math.sign(by));
+    return;
   }
   if (event.shiftKey) {
     page.selected.add(Number(tileAt(key, place)?.dataset.index));
@@ -620,9 +612,11 @@ function changeRow(by) {
 function chosen() {
   if (page.large !== null) return [page.large];
   if (page.selected.size) return [...page.selected];
-  const element = document.activeElement?.closest?.("button.tile") ?? tileAt(page.cursor.key, page.cursor.place);
+  const element = focused();
   return element ? [Number(element.dataset.index)] : [];
 }
+
+const focused = () => document.activeElement?.closest?.("button.tile") ?? tileAt(page.cursor.key, page.cursor.place);
 
 // In the row of those to be asked next, the next one is the first again; elsewhere the cursor stays where it is.
 function byKey(act) {
@@ -643,7 +637,7 @@ const KEYS = {
   r: () => { const one = rowClass(); if (one) askName(one); },
   j: () => changeRow(1),
   k: () => changeRow(-1),
-  x: () => { for (const index of chosen().slice(0, 1)) { const element = document.activeElement?.closest?.("button.tile"); toggle(element ? Number(element.dataset.index) : index); } showSelection(); },
+  x: () => { const element = focused(); if (element) toggle(Number(element.dataset.index)); showSelection(); },
   a: () => { for (const element of visibleTiles(page.cursor.key)) page.selected.add(Number(element.dataset.index)); showSelection(); },
   o: () => (page.open ? closeList() : page.cursor.key && openList(page.cursor.key)),
   e: openExport,
@@ -716,14 +710,15 @@ async function chooseMethod(method) {
 
 document.addEventListener("keydown", onKey);
 addEventListener("pointerdown", () => { page.isDown = true; });
-for (const kind of ["pointerup", "pointercancel"]) {
-  addEventListener(kind, () => setTimeout(() => { // after the click
-    page.isDown = false;
-    const { waiting } = page;
-    page.waiting = null;
-    if (waiting) show(waiting);
-  }));
-}
+const release = () => setTimeout(() => { // after the click
+  page.isDown = false;
+  const { waiting } = page;
+  page.waiting = null;
+  if (waiting) show(waiting);
+});
+addEventListener("pointerup", release);
+addEventListener("pointercancel", release);
+addEventListener("pointermove", (event) => { if (page.isDown && event.buttons === 0) release(); }); // released outside
 at("main").addEventListener("click", (event) => {
   const element = event.target.closest("button.tile");
   if (element && event.detail !== 0) clickTile(element, event); // a key is no click
@@ -747,7 +742,6 @@ for (const button of document.querySelectorAll("[data-export]")) button.onclick 
 for (const button of document.querySelectorAll("[data-close]")) button.onclick = () => button.closest("dialog").close();
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  for (const form of dialog.querySelectorAll("form")) form.addEventListener("submit", () => {});
 }
 addEventListener("scroll", () => { if (page.open) requestAnimationFrame(fill); }, { passive: true });
 addEventListener("resize", () => { if (page.open) fill(); });
