@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fewshot.labelling import features, pictures
 from fewshot.labelling.board import Board
 from fewshot.labelling.journal import Journal
-from fewshot.loading import chosen
+from fewshot.loading import chosen, load
 from fewshot.model import Model
 from pretrain.fingerprint import shown
 from runner.config import check_whole_numbers
@@ -38,7 +38,7 @@ def label(cfg: DictConfig) -> None:
     device = device_of("stage.device", cfg.stage.device)
     opened = server.listening(str(cfg.stage.host), cfg.stage.port)
     with opened:
-        model = chosen(cfg)
+        model = model_of(cfg)
         model.needed_extractor().to(device)
         try:
             with run_folder(output, {"folder": str(folder.resolve())}):
@@ -59,6 +59,14 @@ def label(cfg: DictConfig) -> None:
                 f"folder={shown(folder)} is being labelled by another process already ({output} is in use); open the "
                 f"address that its terminal shows: several windows may share it"
             ) from error
+
+
+def model_of(cfg: DictConfig) -> Model:
+    """The model at ``cfg.checkpoint``, or else nearest centroid on the backbone, which others have trained."""
+    if cfg.checkpoint is None:
+        return chosen(cfg)
+    target = cfg.backbone.get("_target_")  # the stage's own, or one of the user's that may be called
+    return load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor), [] if target is None else [target])
 
 
 def prepare(folder: Path, output: Path, model: Model) -> Board:
