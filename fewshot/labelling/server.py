@@ -222,18 +222,25 @@ def refused(request: Request, error: Exception) -> Response:
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket at ``port`` of ``host``; raises InputError where that cannot be had. Port 0 is any free one."""
+    if port > 65535:  # which systems take as another one
+        raise InputError(
+            f"stage.port={port} is no port; the limit is 65535: give another one, or 0 for any that is free"
+        )
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
         if os.name == "posix":  # elsewhere it would let two servers have one port
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(place)
-        opened.listen(128)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        try:
+            opened.bind(place)
+            opened.listen(128)
+        except OSError:
+            opened.close()
+            raise
+    except OSError as error:
         raise InputError(
-            f"stage.host={host} stage.port={port} cannot be listened at ({reason}); where another program has the "
-            f"port, give another one, or stage.port=0 for any that is free"
+            f"stage.host={host} stage.port={port} cannot be listened at ({error.strerror}); where another program has "
+            f"the port, give another one, or stage.port=0 for any that is free"
         ) from error
     return opened
 
