@@ -3,7 +3,7 @@
 
 const PREVIEW = 40; // images of a list that the server sends unasked
 const BLOCK = 200; // images that are fetched at a time of a list in full
-const HOLD = 1200; // ms that a list stays as it is after a click in it, so that no image moves from under the pointer
+const HOLD = 1000; // ms that a clicked list stays as it is after the pointer moved in it: no image goes from under it
 const POLL = 2000; // ms between two looks for what other windows have changed
 const SIDES = [72, 96, 112, 144, 192, 256]; // of thumbnails
 
@@ -18,6 +18,7 @@ const page = {
   side: 2,
   cursor: { key: null, place: 0 }, // of the keyboard
   large: null, // the image shown large
+  sorted: -1000, // when a list was sorted under the pointer, ms
 };
 const pictures = new Map();
 let queue = Promise.resolve(); // what is sent, one after another
@@ -118,7 +119,6 @@ function show(state) {
   page.state = state;
   if (page.active !== null && !classOf(page.active)) page.active = null;
   if (page.open && !(page.open in state.lists)) page.open = null;
-  if (page.hold && performance.now() > page.hold.until) page.hold = null;
   page.full.clear();
   showTop();
   showMain();
@@ -142,6 +142,7 @@ function showTop() {
     ...classes().map((one, place) => chip(one, place, () => useClass(one.id))));
   if (state.problem) notice(state.problem);
   document.body.classList.toggle("brush", page.active !== null && page.selected.size === 0);
+  document.body.classList.toggle("held", page.hold !== null);
 }
 
 function chip(one, place, onclick) {
@@ -375,13 +376,17 @@ function predictedClass(index) {
   return null;
 }
 
-// After a click the list that was clicked stays as it is for a while; the others are sorted at once.
+// The list that was clicked stays as it is until the pointer leaves it or rests; the others are sorted at once.
 function holdList(key, given) {
   if (page.open === key) return; // in full, the list is long, and what is clicked leaves it
   const items = listOf(key).items;
-  page.hold = { key, items, given: new Map([...(page.hold?.key === key ? page.hold.given : []), ...given]), until: performance.now() + HOLD };
+  page.hold = { key, items, given: new Map([...(page.hold?.key === key ? page.hold.given : []), ...given]) };
+  keepHold();
+}
+
+function keepHold() {
   clearTimeout(page.timer);
-  page.timer = setTimeout(() => { releaseHold(); show(page.waiting ?? page.state); }, HOLD);
+  page.timer = setTimeout(() => { releaseHold(); page.sorted = performance.now(); show(page.waiting ?? page.state); }, HOLD);
 }
 
 function releaseHold() {
@@ -401,6 +406,7 @@ function useClass(id) {
 
 function clickTile(element, event) {
   const index = Number(element.dataset.index), key = element.dataset.list, place = Number(element.dataset.place);
+  if (performance.now() - page.sorted < 250) return; // it was meant for what was there before
   if (event.shiftKey && page.cursor.key === key) {
     const [from, to] = [page.cursor.place, place].sort((a, b) => a - b);
     for (const other of document.querySelectorAll(`button.tile[data-list="${key}"]`))
@@ -718,7 +724,10 @@ const release = () => setTimeout(() => { // after the click
 });
 addEventListener("pointerup", release);
 addEventListener("pointercancel", release);
-addEventListener("pointermove", (event) => { if (page.isDown && event.buttons === 0) release(); }); // released outside
+addEventListener("pointermove", (event) => {
+  if (page.isDown && event.buttons === 0) release(); // it was released outside
+  if (page.hold && event.target.closest?.(".tiles")?.dataset.list === page.hold.key) keepHold();
+});
 at("main").addEventListener("click", (event) => {
   const element = event.target.closest("button.tile");
   if (element && event.detail !== 0) clickTile(element, event); // a key is no click
