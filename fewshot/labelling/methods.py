@@ -1,5 +1,6 @@
 """From a few examples to probabilities of all images: each method is prepared once, then asked after every click."""
 
+import warnings
 from typing import Protocol
 
 import numpy as np
@@ -84,7 +85,8 @@ class Logistic:
         values, vectors = np.linalg.eigh(examples.astype(np.float64) @ examples.T)
         kept = values > 1e-6 * values[-1]
         roots, vectors = np.sqrt(values[kept]), vectors[:, kept]
-        fitted = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=200).fit(vectors * roots, classes)
+        with warnings.catch_warnings(action="ignore"):  # about few examples of many classes, which is how it starts
+            fitted = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=200).fit(vectors * roots, classes)
         of_examples = (vectors / roots) @ np.atleast_2d(fitted.coef_).T  # [m, N]: the weights as sums of examples
         weights = examples.T @ of_examples.astype(np.float32)
         logits = self.unit @ weights + fitted.intercept_.astype(np.float32)
