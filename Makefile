@@ -15,7 +15,7 @@ demo: install
 
 paper: install
 	$(BIN)/python train.py -m sweep=paper_glyphs
-	$(BIN)/python train.py stage=report 'stage.select=glyphs_1shot-none-seed*-hparams*'
+	$(BIN)/python train.py stage=report 'stage.select=glyphs_1shot-none-seed*train_splits*'
 
 test: install
 	$(BIN)/python -m pytest

@@ -29,12 +29,13 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import reference
-from leo.captured_update import update_for
+from leo.captured_update import CapturedUpdate
 from leo.episodes import TaskIndices, TaskStream, sample_tasks
 from leo.evaluate import Scorer, evaluate, fixed_tasks
 from leo.features import FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
+from leo.update import MetaUpdate
 from runner.process import hide_absent_gpus, keep_freed_memory
 
 console = Console()
@@ -84,7 +85,8 @@ def our_update(
     leo = make_leo(table.features.shape[1], str(table.features.device), inner_loops)
     optimizer = torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator(table.features.device).manual_seed(1)
-    update = update_for(stream.device)(
+    kind = CapturedUpdate if stream.device.type == "cuda" else MetaUpdate
+    update = kind(
         leo, optimizer, None,
         stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator, diverged="skip",
     )  # fmt: skip
@@ -171,6 +173,7 @@ def fit(args: argparse.Namespace, leo: LEO, data: TaskData) -> float:
         leo, Normalizer("l2", args.num_features),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True),
         schedule=None, clip_value=0.1, clip_norm=0.1, diverged="skip", max_diverged=0.1, seed=0,
+        captured=args.device == "cuda",
     )  # fmt: skip
     clock = Clock()
     pl.Trainer(

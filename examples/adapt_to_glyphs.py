@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 from leo import softmax
 from leo.analysis.methods import Sizes, load_method
 from leo.analysis.trajectory import trajectory
+from leo.checkpoint import read_checkpoint
 from leo.episodes import gather, sample_tasks
 from leo.features import load_splits
 from leo.leo import LEO, Noise
 from leo.prototypes import NearestCentroid
-from leo.run import read_checkpoint
 from pretrain.store import SPLITS, images_fingerprint, read_split
 
 settings = OmegaConf.create(

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.model import Model, nearest_centroid
 from fewshot.package import MANIFEST, read_package
-from leo.run import read_checkpoint
+from leo.checkpoint import read_checkpoint
 from leo.trained import rebuild
 from pretrain.extractor import (
     Extractor,

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fewshot.card import card
 from fewshot.loading import chosen
 from fewshot.model import Model
 from fewshot.package import MANIFEST, write_manifest, write_pieces
+from leo.checkpoint import read_checkpoint
+from leo.methods import METHODS
 from leo.support import Support
 from runner.config import check_whole_numbers
 from runner.errors import InputError
@@ -84,6 +86,32 @@ def package(cfg: DictConfig) -> None:
         write_text(partial / CARD, card(model, result, PROGRAM, cfg.stage.num_query, by_name=by_name))
         write_manifest(partial)
     log.info("%s holds the package: FewShotClassifier.load(%r)", folder, str(folder))
+
+
+def package_choice(cfg: DictConfig) -> None:
+    """Package the method that ``stage=choose`` has chosen, next to its choice; nothing where that is done."""
+    folder = Path(cfg.run_dir)
+    choice = read_json(folder / "choice.json", ("chosen",), "delete it: the same command makes it again")
+    checkpoint, extractor = folder / choice["chosen"] / "best.ckpt", Path(cfg.dirs.runs) / cfg.data.pretrain.run
+    if (folder / "package").exists():
+        log.info("%s is there already", folder / "package")
+        return
+    learner = read_checkpoint(checkpoint)["config"]["model"]["learner"]["_target_"]
+    if learner not in METHODS or cfg.data.source is None or cfg.features.source is not None:
+        why = "is of scikit-learn" if learner not in METHODS else "was chosen on features whose extractor is not here"
+        log.info("no package: %s %s; fit it where you use it", choice["chosen"], why)
+        return
+    run = OmegaConf.merge(
+        cfg,
+        {
+            "checkpoint": str(checkpoint),
+            "extractor": str(extractor) if extractor.is_dir() else None,
+            "run_dir": str(folder / "packaged"),
+            "stage": {"output": str(folder / "package"), "model": None},
+        },
+    )
+    assert isinstance(run, DictConfig)
+    package(run)
 
 
 def matching_result(path: Path, model: Model) -> dict[str, Any] | None:

@@ -111,8 +111,3 @@ class CapturedUpdate(OptimisticUpdate):
         terms = {name: value.clone() for name, value in self.results[0].items()}
         self.count(terms)
         return terms, self.results[1].clone()
-
-
-def update_for(device: torch.device) -> type[MetaUpdate]:
-    """The kind of update that is fastest on ``device``."""
-    return CapturedUpdate if device.type == "cuda" else MetaUpdate

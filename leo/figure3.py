@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
+from leo.checkpoint import load_weights
 from leo.families import FamilyShares
 from leo.functions import ModelTasks, fit, nearest_family, values
 from leo.model_problem import ModelProblem, predict, sample_models
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, load_weights, make_problem, run_config
+from leo.run import TEST_SEED, make_problem, run_config
 from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.files import whole_file

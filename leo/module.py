@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from leo.captured_update import update_for
+from leo.captured_update import CapturedUpdate
 from leo.diverged import DivergedTasks
 from leo.features import Normalizer
 from leo.learner import MetaLearner
 from leo.stream import BatchStream
+from leo.update import MetaUpdate
 
 NOISE = 1 << 31  # keeps the seed of the noise apart from that of the tasks
 
@@ -31,6 +32,7 @@ class MetaLearning(pl.LightningModule):
         clip_value, clip_norm: see ``leo.clipping``. As the optimiser, None only for a learner that is not trained.
         diverged, max_diverged: what is done about tasks that diverge, and their largest share (``leo.diverged``).
         seed: of all noise of training; its generator lies on the device of training.
+        captured: an update is one CUDA graph, replayed.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class MetaLearning(pl.LightningModule):
         diverged: str,
         max_diverged: float,
         seed: int,
+        captured: bool,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -52,6 +55,7 @@ class MetaLearning(pl.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.clip_value, self.clip_norm, self.seed = clip_value, clip_norm, seed
         self.diverged, self.max_diverged = diverged, max_diverged
+        self.update_kind = CapturedUpdate if captured else MetaUpdate
         self.generator: torch.Generator | None = None
 
     def on_train_start(self) -> None:
@@ -61,7 +65,7 @@ class MetaLearning(pl.LightningModule):
         assert self.clip_norm is not None
         schedules = self.trainer.lr_scheduler_configs
         stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]  # Trainer does not declare it
-        self.update = update_for(stream.device)(
+        self.update = self.update_kind(
             self.learner,
             self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]  # there is one
             schedules[0].scheduler if schedules else None,

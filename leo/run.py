@@ -1,5 +1,6 @@
 """Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on tasks, test its best checkpoint."""
 
+import io
 import logging
 import math
 import time
@@ -13,16 +14,17 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from leo.checkpoint import load_weights, start_from
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
-from leo.features import FeatureTable, Normalizer, check_origin, concatenate, load_splits, read_origin
+from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
-from runner.checkpoints import load_checkpoint
 from runner.config import check_whole_numbers, without_paths
-from runner.errors import InputError, MissingFileError
-from runner.files import read_json
+from runner.errors import InputError
+from runner.files import read_json, whole_file
 from runner.folder import run_folder, write_json
 from runner.loggers import open_loggers
 from runner.machine import machine
@@ -94,7 +96,7 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
         # Torch counts the cores, of which a launcher gives each of its processes a share. More than two are no faster.
         torch.set_num_threads(cfg.threads or min(2, torch.get_num_threads()))
         trainer = make_trainer(
-            instantiate(cfg.trainer),
+            instantiate(cfg.trainer, accelerator=accelerator(cfg)),
             folder,
             config=config,
             monitor=f"val/{problem.score}",
@@ -112,13 +114,32 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
             score = problem.validate(module.to(device))
-            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}, "checkpoint": None}
+            write_untrained(folder / "best.ckpt", module, config, score)
+            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}}
+            trained["checkpoint"] = str(folder / "best.ckpt")
         if cfg.test.num_tasks is None:
             return float(trained["score"])
         tested = test(cfg, problem, module.to(device), trained, config)
         for logger in loggers:
             logger.log_metrics({f"test/{problem.score}": tested[problem.score]})
         return float(trained["score"])
+
+
+def write_untrained(path: Path, module: MetaLearning, config: dict[str, Any], score: float) -> None:
+    """Write a checkpoint of a learner that has nothing to train: its scale of the features, and what it is."""
+    state = {name: value.cpu() for name, value in module.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(
+        {
+            "state_dict": state,
+            "config": config,
+            "global_step": 0,
+            "callbacks": {"RunCheckpoints": {"best_score": score}},
+        },
+        content,
+    )
+    with whole_file(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def check(cfg: DictConfig) -> None:
@@ -206,11 +227,15 @@ class Classification:
         """The validation tasks of the table ``val``."""
         return fixed_tasks(val, self.cfg.val.num_tasks, self.cfg.num_way, self.cfg.num_shot, VAL_SEED)
 
-    def validate(self, module: MetaLearning) -> float:
-        """Validation accuracy of a learner that is not trained, a fraction."""
+    def val_accuracy(self, module: MetaLearning) -> Tensor:
+        """The accuracy on each validation task [T], fractions."""
         val = scaled(module, self.tables["val"].to(module.device))
         assert isinstance(module.learner, Learner)
-        return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy.mean().item()
+        return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy
+
+    def validate(self, module: MetaLearning) -> float:
+        """Validation accuracy of a learner that is not trained, a fraction."""
+        return self.val_accuracy(module).mean().item()
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """Accuracy, its interval and the loss on the test tasks."""
@@ -260,7 +285,19 @@ def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) ->
         diverged=cfg.diverged,
         max_diverged=float(cfg.max_diverged),
         seed=cfg.seed,
+        captured=cfg.captured,
     )
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """Where meta-training runs: on the processor, which all figures are of, unless a GPU is asked for."""
+    if cfg.captured and not torch.cuda.is_available():
+        raise InputError("captured=true needs a GPU of NVIDIA, and this machine has none; leave it out")
+    if cfg.captured and cfg.trainer.accelerator not in ("auto", "gpu", "cuda"):
+        raise InputError(f"captured=true needs a GPU, and trainer.accelerator={cfg.trainer.accelerator} is none")
+    if cfg.trainer.accelerator == "auto":
+        return "gpu" if cfg.captured else "cpu"
+    return str(cfg.trainer.accelerator)
 
 
 def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
@@ -299,61 +336,6 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers follow from: the resolved configuration, less what only shows them, and ``origin``."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    free = ("stage", "logger", "run_dir", "checkpoint", "threads")
+    free = ("stage", "logger", "run_dir", "checkpoint", "threads", "captured")
     shown = {str(key): value for key, value in config.items() if key not in free}
     return without_paths(shown) | origin
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``, with the ``config`` of its run."""
-    if not path.is_file():
-        raise MissingFileError(f"checkpoint {path} is missing; meta-training writes it (best.ckpt in the run folder)")
-    checkpoint = load_checkpoint(path, "give another one, or delete its run folder and train again")
-    names = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
-    if not any(name.startswith("learner.") for name in names):
-        raise InputError(f"{path} does not hold a learner; choose the best.ckpt of a meta-training run")
-    return checkpoint
-
-
-def load_weights(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Put the weights and normaliser of the checkpoint at ``path`` into ``module``; the whole checkpoint."""
-    checkpoint = read_checkpoint(path)
-    learner = checkpoint["config"]["model"]["learner"]["_target_"]
-    if learner != cfg.model.learner._target_:
-        raise InputError(
-            f"{path} holds a {learner}, the configuration asks for a {cfg.model.learner._target_}; "
-            f"choose the experiment that the checkpoint was trained with"
-        )
-    if module.normalizer is not None:
-        check_features(module.normalizer, checkpoint, path, cfg)
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the configured learner: {error}") from error
-    return checkpoint
-
-
-def start_from(module: MetaLearning, path: Path, cfg: DictConfig) -> dict[str, str | None]:
-    """Put the learner of the checkpoint at ``path`` into ``module``, which keeps its normaliser; what path holds."""
-    kept = {name: value.clone() for name, value in module.state_dict().items() if name.startswith("normalizer.")}
-    load_weights(module, path, cfg)
-    module.load_state_dict(kept, strict=False)
-    return identity(path)
-
-
-def check_features(normalizer: Normalizer, checkpoint: dict[str, Any], path: Path, cfg: DictConfig) -> None:
-    """Raise where the checkpoint at ``path`` was trained on features of another width, origin or scale."""
-    width, wanted = len(checkpoint["state_dict"]["normalizer.mean"]), len(normalizer.mean)
-    if width != wanted:
-        raise InputError(
-            f"{path} was trained on features of width {width}, {cfg.features.folder} holds width {wanted}; "
-            f"choose the features that the checkpoint was trained on"
-        )
-    expected = checkpoint["config"].get("features_origin", {})
-    check_origin(expected, read_origin(Path(cfg.features.folder)), path, cfg.features.folder)
-    kind = checkpoint["config"]["features"]["normalize"]
-    if kind != normalizer.kind:
-        raise InputError(
-            f"{path} was trained with features.normalize={kind}, the configuration asks for {normalizer.kind}; "
-            f"add features.normalize={kind}"
-        )

@@ -50,6 +50,7 @@ class Unit(nn.Sequential):
         (top, bottom), (left, right) = ((all_of // 2, all_of - all_of // 2) for all_of in missing)
         if (top, left) != (bottom, right):
             images, top, left = F.pad(images, [left, right, top, bottom]), 0, 0
+        assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None

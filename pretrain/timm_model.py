@@ -15,8 +15,9 @@ try:
     import timm
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
+    from timm.data.config import resolve_data_config
 except ImportError:  # the extra "timm"
-    timm = None
+    timm = None  # type: ignore[assignment]
 
 POOLED = "pooled"
 WEIGHTS = "model.safetensors"
@@ -68,7 +69,7 @@ def configuration(network: str) -> Any:
 def transforms(network: str) -> dict[str, Any]:
     """How timm shows an image to the network: size, framing, scaling; and where its weights are."""
     found = configuration(network)
-    data = timm.data.resolve_data_config(args={}, pretrained_cfg=found.to_dict())
+    data = resolve_data_config(args={}, pretrained_cfg=found.to_dict())
     channels, height, width = data["input_size"]
     if (channels, height) != (3, width) or data["crop_mode"] != "center":
         raise InputError(

@@ -1,27 +1,12 @@
-"""Checkpoint files: written where they are told, read with a message where they are damaged."""
+"""Checkpoint files, read with a message where they are damaged."""
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from runner.errors import InputError
-
-
-class DirectCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint straight to its path.
-
-    Lightning's own writes to the system's temporary folder first, which may be full, and a kill leaves the file there.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``."""
-        content = io.BytesIO()  # torch.save to a path hides why it cannot write
-        torch.save(checkpoint, content)
-        Path(path).write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, remedy: str) -> dict[str, Any]:

@@ -117,7 +117,9 @@ def of_hydra(error: HydraException) -> str:
     if unknown:
         from runner.config import hint_at  # composes configurations, for this message alone
 
-        return f"{unknown[1]} is no key of this configuration; {hint_at(unknown[1])}"
+        inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of a value with braces, the key in them
+        key = inner[1] if inner else unknown[1]
+        return f"{key} is no key of this configuration; {hint_at(key)}"
     sweep = re.match(r"Ambiguous value for argument '([^']+)'", text)
     if sweep:
         key, _, value = sweep[1].partition("=")

@@ -19,13 +19,13 @@ from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTh
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from runner.checkpoints import DirectCheckpointIO, load_checkpoint
+from runner.checkpoints import load_checkpoint
 from runner.csv_log import CSVLog
 from runner.errors import InputError
 from runner.files import read_json, remove_partials, whole_file
 from runner.folder import differences, write_json
 from runner.terminal import shares_terminal
-from runner.trainer import new_trainer, silent_about_srun
+from runner.trainer import DirectCheckpointIO, new_trainer, silent_about_srun
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement

@@ -29,6 +29,8 @@ OWN = [
     *META,
 ]
 
+D_OF_BIRDS = [override for override in OWN if not override.startswith("model.")]
+
 
 def own(stage):
     """Of these overrides those that ``stage`` uses."""

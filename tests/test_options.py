@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import train
-from leo.run import meta_train
+from leo.run import accelerator, meta_train
 from runner.config import check_arguments, check_overrides, key_paths, names_are_text
 from runner.errors import InputError, users_message
 from runner.folder import taking_turns
@@ -255,6 +255,21 @@ def test_a_trainer_that_this_machine_cannot_make_is_refused_in_a_line(composed, 
         meta_train(composed(*toy_overrides, "trainer.accelerator=gpu"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_captured_graph_without_a_gpu_is_refused_in_a_line(command, toy_overrides):
+    assert "captured=true needs a GPU of NVIDIA, and this machine has none" in command(*toy_overrides, "captured=true")
+
+
+def test_meta_training_runs_on_the_processor_unless_a_gpu_is_asked_for(composed, monkeypatch):
+    assert accelerator(composed()) == "cpu"
+    assert accelerator(composed("trainer.accelerator=gpu")) == "gpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert accelerator(composed()) == "cpu"
+    assert accelerator(composed("captured=true")) == "gpu"
+    with pytest.raises(InputError, match="captured=true needs a GPU, and trainer.accelerator=cpu is none"):
+        accelerator(composed("captured=true", "trainer.accelerator=cpu"))
+
+
 def test_complete_features_are_not_written_to(command, toy_overrides, tmp_path):
     """They may lie where nothing can be written."""
     from pretrain.run import ensure_features  # noqa: F401  (what the command runs first)
@@ -281,6 +296,7 @@ def test_who_waits_says_for_what(tmp_path):
     ("overrides", "message"),
     [
         (["num_wya=5"], r"num_wya is no key of this configuration; did you mean num_way\?"),
+        (["model.learner={droput: 0.5}"], r"model.learner.droput is no key .* mean model.learner.dropout\?"),
         (["search.n_trials=5"], "search.n_trials is no key .* belongs to .*stage=search"),
         (["support=a"], "support is no key .* belongs to stage=predict"),
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),

@@ -57,7 +57,7 @@ def wrapped(name: str) -> str:
 
 def curvature(values: dict[tuple[str, str], Tensor]) -> Figure:
     """Eigenvalues by method and space."""
-    figure, axes = panels(1, 1, 1.6 + 1.7 * len(values), 4.0)
+    figure, axes = panels(1, 1, 1.6 + 1.7 * len(values), 4.5)
     shown = {f"{wrapped(name)}\n{SPACES[space]}": part.flatten().numpy() for (name, space), part in values.items()}
     colour = {"latent": "C0", "weight": "C1"}
     by_label = dict(zip(shown, (colour[space] for _, space in values), strict=True))
@@ -66,23 +66,23 @@ def curvature(values: dict[tuple[str, str], Tensor]) -> Figure:
     axes.set_ylabel("absolute eigenvalue of the Hessian [nats]")
     num_tasks, num_values = next(iter(values.values())).shape
     axes.set_title(
-        f"Curvature of the task loss where adaptation starts: {num_values} eigenvalues of {num_tasks:,} tasks"
+        f"Curvature of the task loss where adaptation starts:\n{num_values} eigenvalues of {num_tasks:,} tasks"
     )
     spaces = dict.fromkeys(space for _, space in values)
     handles = [Patch(color=colour[space], label=f"in {SPACES[space]}") for space in spaces]
-    axes.legend(handles=handles, title="box: quartiles; whiskers: 5 %, 95 %")
+    figure.legend(handles=handles, title="box: quartiles; whiskers: 5 %, 95 %", loc="outside lower center", ncols=2)
     return figure
 
 
 def decoder(values: dict[str, Tensor]) -> Figure:
     """Singular values by method."""
-    figure, axes = panels(1, 1, 3 + 1.6 * len(values), 4.0)
+    figure, axes = panels(1, 1, 3 + 1.6 * len(values), 4.5)
     labelled_boxes(axes, {wrapped(name): part.numpy() for name, part in values.items()}, lambda _: "C0")
     axes.axhline(1, color="black", linestyle="--", label="length kept")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("singular value of the decoder [1]")
     axes.set_title("Decoder: above 1, space expands")
-    axes.legend(title="box: quartiles; whiskers: 5 %, 95 %")
+    figure.legend(title="box: quartiles; whiskers: 5 %, 95 %", loc="outside lower center")
     return figure
 
 

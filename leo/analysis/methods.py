@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from leo.checkpoint import read_checkpoint
 from leo.episodes import check_task_size
 from leo.features import FeatureTable, check_origin
 from leo.learner import Learner
 from leo.methods import METHODS
-from leo.run import read_checkpoint
 from leo.trained import rebuild
 from runner.errors import InputError
 

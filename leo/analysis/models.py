@@ -13,11 +13,12 @@ from torch import Tensor
 from leo.analysis import drawing
 from leo.analysis.figures import Outcome, learned_rates
 from leo.analysis.inner_steps import LOOPS, trained_steps
+from leo.checkpoint import load_weights
 from leo.evaluate import interval95
 from leo.functions import ModelTasks
 from leo.model_problem import ModelProblem, ModelScorer
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, load_weights, make_problem
+from leo.run import TEST_SEED, make_problem
 from runner.errors import InputError
 from runner.names import trained_file
 

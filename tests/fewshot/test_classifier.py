@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from leo.episodes import Tasks
 from leo.features import Normalizer, load_splits
 from leo.leo import LEO
 from leo.meta_sgd import MetaSGD
+from leo.run import meta_train
 from runner.files import sha256
+from tests.conftest import ROOT
 from tests.fewshot.conftest import stripes
 from tests.leo.test_leo import DEFAULTS
 
@@ -193,6 +197,24 @@ def test_sampled_probabilities_are_those_of_the_analysis():
     np.testing.assert_allclose(means, expected.numpy(), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The number of training batches:UserWarning", "ignore:.*does not have many workers:UserWarning"
+)
+def test_a_checkpoint_carries_the_mean_that_it_subtracts(composed, toy_overrides, tmp_path):
+    """Scaled by hand, new features give the classifier of the same learner without scaling."""
+    meta_train(composed(*toy_overrides, "features.normalize=centred_l2", "model.learner.latent_lr=0.5"))
+    classifier = FewShotClassifier.load(tmp_path / "run")
+    tables = load_splits(tmp_path / "toy")
+    mean, test = tables["train"].features.double().numpy().mean(0), tables["test"]
+    X, y = test.features[:60].numpy(), np.repeat([0, 1], 30)
+    scaled = X - mean
+    scaled = torch.from_numpy(scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).float()
+    torch.testing.assert_close(classifier.model.normalizer(torch.from_numpy(X)), scaled, atol=1e-5, rtol=1e-4)
+    plain = classifier.model._replace(normalizer=Normalizer("l2", 8))  # which leaves unit length as it is
+    expected = FewShotClassifier(plain).fit(scaled[::5].numpy(), y[::5]).predict_proba(scaled.numpy())
+    np.testing.assert_allclose(classifier.fit(X[::5], y[::5]).predict_proba(X), expected, atol=1e-4)
+
+
 def test_three_hundred_classes():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(300), rng.integers(1, 4, 300))
@@ -285,3 +307,11 @@ def test_a_larger_grey_or_transparent_image_is_made_to_fit(trained):
     opaque = trained.predict_proba([image.convert("RGBA")])
     np.testing.assert_allclose(opaque, trained.predict_proba([image]), rtol=1e-5)
     assert trained.predict_proba([large, image.convert("L")]).shape == (2, 4)
+
+
+@pytest.mark.parametrize("module", ["fewshot", "fewshot.predict"])
+def test_what_only_training_needs_is_not_imported(module):
+    heavy = "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision", "wandb", "optuna", "sqlalchemy"
+    program = f"import sys, {module}; print(*({{'matplotlib', *{heavy}}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

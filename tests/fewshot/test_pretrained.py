@@ -154,7 +154,7 @@ def test_a_store_of_another_size_and_other_weights_are_refused(composed, crops, 
     stages = ["stage=pretrain", "experiment=own_1shot", "data.name=crops", f"data.source.path={crops}",
               "backbone=efficientnet_lite0"]  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"are 48x48, and backbone=efficientnet_lite0 is to see squares of 224: give ba"
+        ValueError, match=r"are 48x48, and backbone=efficientnet_lite0 is to see squares of 160: give ba"
     ):
         pretrain(composed(*stages, "data.source.image_size=48"))
     own = [*stages[1:], "backbone.pretrained.image_size=48", "num_way=2", "num_query=2"]

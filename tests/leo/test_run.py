@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from leo.checkpoint import load_weights
 from leo.evaluate import evaluate, fixed_tasks
 from leo.features import load_splits
-from leo.run import TEST_SEED, build, load_weights, meta_train, scaled, test_checkpoint
+from leo.run import TEST_SEED, build, meta_train, scaled, test_checkpoint
 from runner.training import make_trainer, train
 from tests.leo.tables import make_table, write_features
 

@@ -216,7 +216,7 @@ def test_tiered_pickles_cifar_and_omniglot_are_compared(tmp_path):
 @pytest.fixture
 def build_birds(tmp_path):
     layouts.image_folder(tmp_path / "raw", with_splits=False)
-    settings = {"data": "birds", "image_size": 8, "seed": 0, "val_fraction": 0.2, "test_fraction": 0.2}
+    settings = {"data": "birds", "image_size": 8, "framing": None, "seed": 0, "val_fraction": 0.2, "test_fraction": 0.2}
     return partial(image_folder.build, tmp_path / "birds", **settings)
 
 

@@ -172,6 +172,7 @@ def test_class_folders_are_split_by_seed_and_the_split_is_recorded(tmp_path):
         path=str(tmp_path / "raw"),
         data="birds",
         image_size=84,
+        framing=None,
         val_fraction=0.3,
         test_fraction=0.15,
     )
@@ -185,6 +186,7 @@ def test_class_folders_are_split_by_seed_and_the_split_is_recorded(tmp_path):
         assert stores[0].source == {
             "format": "class folders, split by seed",
             "image_size": 84,
+            "framing": None,
             "seed": seed,
             "val_fraction": 0.3,
             "test_fraction": 0.15,
@@ -613,6 +615,7 @@ def test_damaged_image_folders(tmp_path, with_splits, damage, message):
             path=str(tmp_path / "raw"),
             data="birds",
             image_size=8,
+            framing=None,
             seed=0,
             val_fraction=0.2,
             test_fraction=0.2,

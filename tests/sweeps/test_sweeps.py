@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -194,4 +195,24 @@ def test_one_command_does_all_three_stages_on_glyphs(tmp_path):
     words = command("stage=report", "stage.select=glyphs_1shot-none-seed*-hparams*")
     paths = os.environ | {"PYTHONPATH": str(ROOT)}
     shown = subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True, check=True).stdout
-    assert "(2)*" in shown
+    assert re.search(r"LEO .*\(2\)", shown), "a row of two seeds"
+
+
+@pytest.mark.slow
+def test_rows_of_a_table_are_searched_and_tested(tmp_path, toy_overrides):
+    """Two methods that need no training: each has its search, then its run."""
+    of_training = ("model.", "max_steps", "val.every", "tasks_per_batch")
+    kept = [override for override in toy_overrides if not override.startswith(of_training)]
+    chosen = ["sweep=table1_glyphs", "experiment=glyphs_5shot_ridge,glyphs_5shot_centroid_mid_level"]
+    places = ["search.storage.heartbeat_interval=1", f"search.best={tmp_path}/best.yaml", "hydra/launcher=basic"]
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = command("-m", *kept, *chosen, "search.n_trials=3", *places)
+    subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True, check=True)
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("glyphs_*/result.json")]
+    assert {result["hparams"] for result in results} == {"search/best"}
+    assert sorted(result["experiment"] for result in results) == [
+        "glyphs_5shot_centroid_mid_level", "glyphs_5shot_ridge",
+    ]  # fmt: skip
+    trials = [path.parent.name for path in (tmp_path / "runs").glob("search-glyphs_5shot_*/trial-*")]
+    assert len(trials) == 6
+    assert len(set(trials)) == 2
