@@ -223,8 +223,8 @@ def after(curve: list[tuple[int, float]], num_clicks: int) -> float:
 
 
 def mean_and_interval(values: list[int]) -> str:
-    """The mean, with the 95 % interval of it over the repetitions."""
-    if len(values) < 2:
+    """The mean, with the 95 % interval of it over the repetitions, unless they are all the same."""
+    if len(set(values)) < 2:
         return f"{values[0]}"
     return f"{np.mean(values):.0f} +- {1.96 * np.std(values, ddof=1) / len(values) ** 0.5:.0f}"
 
