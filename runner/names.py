@@ -113,8 +113,11 @@ def content(*paths: Any) -> str:
 
 
 def place(path: Any) -> str:
-    """A digest of where ``path`` is, whatever is there."""
-    return "" if path is None else digest(str(Path(str(path)).resolve()))
+    """The name of the folder ``path``, and a digest of where it is, whatever is in it."""
+    if path is None:
+        return ""
+    place = Path(str(path)).resolve()
+    return f"{re.sub(r'[^\w.-]+', '_', place.name)[:40]}-{digest(str(place))}"
 
 
 def start(checkpoint: Any) -> str:

@@ -26,7 +26,7 @@ PER_FILE = 256  # images; a kill loses no more than these
 
 def known(folder: Path) -> dict[str, NDArray[np.float32]]:
     """The features of all images that files in ``folder`` hold, by the images' keys. A damaged file is passed over."""
-    found = {}
+    found: dict[str, NDArray[np.float32]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="np") as file:

@@ -11,7 +11,7 @@ from runner.errors import InputError
 from runner.files import writable
 
 FORMAT = "labels-1"
-KEYS = {
+KEYS: dict[str, dict[str, type]] = {
     "new": {"class": int, "name": str}, "rename": {"class": int, "name": str}, "remove": {"class": int},
     "label": {"labels": dict}, "undo": {},
 }  # fmt: skip
