@@ -117,7 +117,8 @@ def place(path: Any) -> str:
     if path is None:
         return ""
     place = Path(str(path)).resolve()
-    return f"{re.sub(r'[^\w.-]+', '_', place.name)[:40]}-{digest(str(place))}"
+    name = re.sub(r"[^\w.-]+", "_", place.name)[:40]
+    return f"{name}-{digest(str(place))}"
 
 
 def start(checkpoint: Any) -> str:
