@@ -80,7 +80,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             yield partial
             for written in partial.rglob("*"):
-                if written.is_file():
+                if written.is_file() and not written.is_symlink():
                     synchronise(written)
             partial.replace(path)
         finally:

@@ -112,6 +112,15 @@ def content(*paths: Any) -> str:
     return digest("\n".join("" if file is None else f"{file.resolve()} {fingerprint(file)}" for file in files))
 
 
+def place(path: Any) -> str:
+    """The name of the folder ``path``, and a digest of where it is, whatever is in it."""
+    if path is None:
+        return ""
+    place = Path(str(path)).resolve()
+    name = re.sub(r"[^\w.-]+", "_", place.name)[:40]
+    return f"{name}-{digest(str(place))}"
+
+
 def start(checkpoint: Any) -> str:
     """What the name of a run says of the checkpoint that it starts from."""
     return "" if checkpoint is None else f"-from-{content(checkpoint)}"
@@ -149,6 +158,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("content", content, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("start", start, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("place", place, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)
     OmegaConf.register_new_resolver("transforms", transforms, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("model_name", model_name, replace=True)
