@@ -439,7 +439,7 @@ function showActions() {
   if (bar.hidden) return;
   const button = (text, title, onclick) => make("button", { type: "button", textContent: text, title, onclick });
   bar.replaceChildren(make("b", { textContent: `${chosen.length.toLocaleString()} selected:` }),
-    ...classes().map((one, place) => chip(one, place, () => give([...page.selected], one.id))),
+    make("div", { className: "chips" }, ...classes().map((one, place) => chip(one, place, () => give([...page.selected], one.id)))),
     button("+ New class", "New class (n)", () => askName(null)),
     make("span", { className: "grow" }),
     button("Confirm", "As shown (Enter)", () => confirm([...page.selected])),
