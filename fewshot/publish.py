@@ -98,7 +98,9 @@ def package_choice(cfg: DictConfig) -> None:
     if (folder / "package").exists():
         log.info("%s is there already", folder / "package")
         return
-    if cfg.data.source is None or cfg.features.source is not None:
+    extractor = Path(cfg.dirs.runs) / cfg.data.pretrain.run
+    is_here = extractor.is_dir() or cfg.backbone.get("pretrained") is not None
+    if cfg.data.source is None or cfg.features.source is not None or not is_here:
         log.info("no package: %s was chosen on features whose extractor is not here", choice["chosen"])
         return
     for row in choice["rows"]:
@@ -111,7 +113,6 @@ def package_choice(cfg: DictConfig) -> None:
     else:
         return
     log.info("packaging %s", row["name"])
-    extractor = Path(cfg.dirs.runs) / cfg.data.pretrain.run
     run = OmegaConf.merge(
         cfg,
         {
