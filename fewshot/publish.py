@@ -89,18 +89,30 @@ def package(cfg: DictConfig) -> None:
 
 
 def package_choice(cfg: DictConfig) -> None:
-    """Package the method that ``stage=choose`` has chosen, next to its choice; nothing where that is done."""
+    """Package what ``stage=choose`` has chosen, next to its choice; nothing where that is done.
+
+    A classifier of scikit-learn has no package; the best method that has one is packaged in its place.
+    """
     folder = Path(cfg.run_dir)
-    choice = read_json(folder / "choice.json", ("chosen",), "delete it: the same command makes it again")
-    checkpoint, extractor = folder / choice["chosen"] / "best.ckpt", Path(cfg.dirs.runs) / cfg.data.pretrain.run
+    choice = read_json(folder / "choice.json", ("chosen", "rows"), "delete it: the same command makes it again")
     if (folder / "package").exists():
         log.info("%s is there already", folder / "package")
         return
-    learner = read_checkpoint(checkpoint)["config"]["model"]["learner"]["_target_"]
-    if learner not in METHODS or cfg.data.source is None or cfg.features.source is not None:
-        why = "is of scikit-learn" if learner not in METHODS else "was chosen on features whose extractor is not here"
-        log.info("no package: %s %s; fit it where you use it", choice["chosen"], why)
+    extractor = Path(cfg.dirs.runs) / cfg.data.pretrain.run
+    is_here = extractor.is_dir() or cfg.backbone.get("pretrained") is not None
+    if cfg.data.source is None or cfg.features.source is not None or not is_here:
+        log.info("no package: %s was chosen on features whose extractor is not here", choice["chosen"])
         return
+    for row in choice["rows"]:
+        checkpoint = folder / row["name"] / "best.ckpt"
+        if read_checkpoint(checkpoint)["config"]["model"]["learner"]["_target_"] in METHODS:
+            break
+        log.info(
+            "%s has no package, as it is of scikit-learn: fit it where you use it, or take the next one", row["name"]
+        )
+    else:
+        return
+    log.info("packaging %s", row["name"])
     run = OmegaConf.merge(
         cfg,
         {

@@ -59,12 +59,12 @@ def test_the_best_on_the_same_tasks_is_chosen_and_tested_once(command, settings,
     said = capsys.readouterr().out
     assert f"there are only {choice['num_val_classes']} validation classes" in " ".join(said.split())
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "choice").rglob("*.ckpt")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "choice/prototypes").glob("*.ckpt")}
     (tmp_path / "choice/choice.json").unlink()
     assert command(*settings, *SIMPLE) == ""
     again = json.loads((tmp_path / "choice/choice.json").read_text())
     assert [row | {"seconds": 0} for row in again["rows"]] == [row | {"seconds": 0} for row in choice["rows"]]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "choice").rglob("*.ckpt")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "choice/prototypes").glob("*.ckpt")} == before
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(command, settings, tmp_path):
