@@ -374,3 +374,14 @@ def test_what_a_file_system_refuses_is_a_line_with_the_path():
         assert re.match(f"/a/b .*{said}", users_message(OSError(number, os.strerror(number), "/a/b")))
     for error in (FileNotFoundError(errno.ENOENT, "gone", "/a"), ValueError("numpy"), KeyError("a"), RuntimeError("b")):
         assert users_message(error) is None
+
+
+def test_a_folder_of_images_has_one_folder_of_labels_whatever_the_method(composed, tmp_path):
+    def folder(*overrides):
+        return composed("stage=label", *overrides).stage.folder
+
+    (tmp_path / "photos").mkdir()
+    one = folder(f"folder={tmp_path / 'photos'}")
+    assert one.startswith("label-photos-")
+    assert folder(f"folder={tmp_path}/other/../photos/", "checkpoint=a", "stage.port=0") == one
+    assert folder(f"folder={tmp_path / 'other' / 'photos'}") != one
