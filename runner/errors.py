@@ -118,7 +118,7 @@ def of_hydra(error: HydraException) -> str:
         from runner.config import hint_at  # composes configurations, for this message alone
 
         inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of a value with braces, the key in them
-        key = inner[1] if inner else unknown[1]
+        key = inner[1] if inner and inner[1].startswith(unknown[1]) else unknown[1]
         return f"{key} is no key of this configuration; {hint_at(key)}"
     sweep = re.match(r"Ambiguous value for argument '([^']+)'", text)
     if sweep:

@@ -48,6 +48,7 @@ def start_and_signal(folder, signum, step, *overrides):
     raise AssertionError(f"the run ended with {process.poll()} before step {step} was logged")
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_ends_as_the_uninterrupted_one(tmp_path, toy_overrides):
     """SIGKILL, then SIGTERM in the middle of an interval, then to the end: same weights, optimiser, log and result."""
     overrides = [*toy_overrides, "max_steps=800", "val.every=200", "trainer.log_every_n_steps=1"]

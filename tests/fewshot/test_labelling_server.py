@@ -339,6 +339,7 @@ def get(port, secret, path):
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_server_goes_on_and_a_second_one_is_refused(world, photos, tmp_path):
     package, before = world / "package", contents(photos)
     with started(package, photos, tmp_path) as (process, port, secret):

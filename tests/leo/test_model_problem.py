@@ -240,6 +240,7 @@ def test_the_third_kind_of_task_of_the_documentation_learns(tmp_path, composed, 
     assert meta_train(cfg) > -math.log(2)  # better than not knowing
 
 
+@pytest.mark.slow
 def test_a_search_of_a_whole_model_leaves_values_that_a_run_takes(tmp_path, composed):
     best = tmp_path / "mine" / "hparams" / "search" / "tiny.yaml"
     overrides = ["experiment=sines_and_lines", *SMALL, "tasks.num_samples=2"]

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from leo.checkpoint import load_weights
@@ -256,8 +257,13 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(composed, toy_overrid
 
 def test_nearest_centroid_needs_no_training(composed, toy_overrides, tmp_path):
     kept = [override for override in toy_overrides if not override.startswith(("model.", "max_steps"))]
-    meta_train(composed("experiment=glyphs_1shot_centroid_mid_level", *kept))
+    cfg = composed("experiment=glyphs_1shot_centroid_mid_level", *kept)
+    meta_train(cfg)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["checkpoint"] is None
+    checkpoint = result["checkpoint"]
+    assert (
+        run_stage_test(OmegaConf.merge(cfg, {"checkpoint": checkpoint, "run_dir": str(tmp_path / "tested")}))
+        == (result["accuracy"])
+    )
     assert result["num_steps"] == 0
     assert result["accuracy"] > 0.5

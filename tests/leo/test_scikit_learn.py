@@ -93,7 +93,7 @@ def test_a_run_tests_what_scikit_learn_finds_by_hand(composed, toy_overrides, tm
     (tasks,) = fixed_tasks(table, 40, 3, 5, TEST_SEED)
     accuracy, _ = by_hand(estimator(composed, model), table, tasks, 5)
     assert result["accuracy"] == pytest.approx(accuracy.mean().item(), abs=1e-6)
-    assert (result["checkpoint"], result["seconds"]["test"] > 0) == (None, True)
+    assert (result["checkpoint"], result["seconds"]["test"] > 0) == (str(tmp_path / "run" / "best.ckpt"), True)
 
 
 def test_what_cannot_be_fitted_or_is_not_linear_is_refused_before_work(composed, toy_overrides, tmp_path):

@@ -89,6 +89,7 @@ def rows(run):
         return {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(composed, toy, tmp_path):
     """Same batches, same statistics: without random draws the weights agree, and so does what is logged."""
     plain = [*toy, "data.pretrain.augment._target_=torch.nn.Identity", "backbone.dropout=0"]

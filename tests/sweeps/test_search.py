@@ -354,6 +354,7 @@ def kill_in_the_second_trial(folder, seconds, *settings):
     process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_killed_search_starts_again_where_it_was(composed, overrides, tmp_path, storage):
     settings = [*overrides, *WORKER, storage, f"dirs.runs={tmp_path / 'runs'}"]
@@ -452,6 +453,7 @@ def postgresql(tmp_path_factory):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_two_workers_on_an_empty_postgresql_database(composed, overrides, tmp_path, postgresql, monkeypatch):
     monkeypatch.setenv("SEARCH_STORAGE", postgresql)
     storage = ["search/storage=postgresql"]
