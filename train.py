@@ -35,9 +35,9 @@ def main(cfg: DictConfig) -> float | None:
                 outcome = get_method(task)(cfg)
             return outcome
     except Exception as error:
-        with suppress(OSError):  # it is not empty
-            Path(HydraConfig.get().runtime.output_dir).rmdir()
         if HydraConfig.get().mode != RunMode.MULTIRUN:
+            with suppress(OSError):  # it is not empty
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
             end_with_message(error)
         said = users_message(error)
         if said is None:
