@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -103,8 +104,8 @@ def of_hydra(error: HydraException) -> str:
         key, sign, value = str(error.override).partition("=")
         if not sign or not re.fullmatch(r"[+~]*[\w/@.]+", key):
             return f"{error.override!r} cannot be understood: give key=value; {_QUOTE}"
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        quoted = re.sub(r'(["$`\\])', r"\\\1", f"{key}='{escaped}'")  # of what a shell changes between double quotes
+        text = QuotedString(value, Quote.single).with_quotes()
+        quoted = re.sub(r'(["$`\\])', r"\\\1", f"{key}={text}")  # of what a shell changes between double quotes
         return f'{error.override!r} cannot be understood; where the value is one text, give "{quoted}": {_QUOTE}'
     absent = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if isinstance(error, MissingConfigException) and absent:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -322,6 +323,16 @@ def test_a_mistake_is_a_line_that_says_what_to_do_and_leaves_nothing(command, tm
     first, *rest = said.splitlines()
     assert re.match(f"error: .*{message}", first)
     assert rest == ["(HYDRA_FULL_ERROR=1 shows where)"]
+
+
+@pytest.mark.parametrize("value", ["runs/a=1,b/best.ckpt", "it's (new)", r"a\b (c)", "$HOME (`x`)", 'say "a, b" (c)'])
+def test_the_quotes_that_a_message_gives_are_right_for_the_shell_and_for_hydra(value):
+    parser = OverridesParser.create()
+    with pytest.raises(OverrideParseException) as refused:
+        parser.parse_overrides([f"data.name={value}"])
+    said = users_message(refused.value).partition("give ")[2].rpartition(": quote a value")[0]
+    typed = subprocess.run(["sh", "-c", f"printf %s {said}"], capture_output=True, text=True, check=True).stdout
+    assert parser.parse_override(typed).value() == value
 
 
 def test_an_argument_of_a_constructor_that_takes_anything_is_not_judged(composed):
