@@ -206,8 +206,8 @@ def table(rows: list[Row]) -> Table:
     )
     several = any(row.std_over_seeds is not None for row in rows)
     diverged = any(row.num_diverged for row in rows)
-    shown.add_column("method", no_wrap=True)
-    shown.add_column("features")
+    shown.add_column("method")  # the only one that may take two lines, in narrow terminals
+    shown.add_column("features", no_wrap=True)
     shown.add_column("scaling", no_wrap=True)
     score = "test %" if rows[0].is_accuracy else "test"
     for column in ("task", score, "interval", *(("s.d. (seeds)",) * several), *(("diverged",) * diverged), "seconds"):
