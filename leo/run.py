@@ -1,6 +1,5 @@
 """Stages 2 and 3 of the paper as Hydra tasks: meta-train a learner on tasks, test its best checkpoint."""
 
-import io
 import logging
 import math
 import time
@@ -22,6 +21,7 @@ from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
 from leo.features import FeatureTable, Normalizer, concatenate, load_splits
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
+from runner.checkpoints import save_checkpoint
 from runner.config import check_whole_numbers, without_paths
 from runner.errors import InputError
 from runner.files import read_json, whole_file
@@ -113,10 +113,9 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             load_weights(module, outcome.checkpoint, cfg)
             trained = outcome._asdict() | {"checkpoint": str(outcome.checkpoint)}
         else:
-            score = problem.validate(module.to(device))
-            write_untrained(folder / "best.ckpt", module, config, score)
-            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}}
-            trained["checkpoint"] = str(folder / "best.ckpt")
+            score, checkpoint = problem.validate(module.to(device)), folder / "best.ckpt"
+            write_untrained(checkpoint, module, config, score)
+            trained = {"score": score, "num_steps": 0, "seconds": 0.0, "totals": {}, "checkpoint": str(checkpoint)}
         if cfg.test.num_tasks is None:
             return float(trained["score"])
         tested = test(cfg, problem, module.to(device), trained, config)
@@ -127,19 +126,14 @@ def meta_train(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
 
 def write_untrained(path: Path, module: MetaLearning, config: dict[str, Any], score: float) -> None:
     """Write a checkpoint of a learner that has nothing to train: its scale of the features, and what it is."""
-    state = {name: value.cpu() for name, value in module.state_dict().items()}
-    content = io.BytesIO()
-    torch.save(
-        {
-            "state_dict": state,
-            "config": config,
-            "global_step": 0,
-            "callbacks": {"RunCheckpoints": {"best_score": score}},
-        },
-        content,
-    )
+    checkpoint = {
+        "state_dict": {name: value.cpu() for name, value in module.state_dict().items()},
+        "config": config,
+        "global_step": 0,
+        "callbacks": {"RunCheckpoints": {"best_score": score}},
+    }
     with whole_file(path) as part:
-        part.write_bytes(content.getbuffer())
+        save_checkpoint(checkpoint, part)
 
 
 def check(cfg: DictConfig) -> None:
@@ -167,7 +161,7 @@ def test(
 ) -> dict[str, Any]:
     """Test ``module``; write and return the result, which says what it is: see ``docs/report.md``."""
     start = time.perf_counter()
-    tested = {} if trained["checkpoint"] is None else {"checkpoint": identity(Path(trained["checkpoint"]))}
+    checkpoint = identity(Path(trained["checkpoint"]))
     result: dict[str, Any] = {
         **OmegaConf.to_container(cfg.names, resolve=True),  # type: ignore[dict-item]
         "seed": cfg.seed,
@@ -177,14 +171,14 @@ def test(
         **trained["totals"],
         "seconds": {"train": trained["seconds"], "test": time.perf_counter() - start},
         "checkpoint": trained["checkpoint"],
-        "checkpoint_sha256": tested.get("checkpoint", {}).get("sha256"),
+        "checkpoint_sha256": checkpoint["sha256"],
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
         "machine": machine(module.device),
         **made_by(),
         **scored(problem.score, scores[problem.score]),
         "group": group(config),
-        "inputs": problem.origin | tested,
+        "inputs": problem.origin | {"checkpoint": checkpoint},
     }
     result["summary"] = problem.summary(result)
     write_json(Path(cfg.run_dir) / "result.json", result)

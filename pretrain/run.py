@@ -273,26 +273,10 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             origin=Origin(fingerprint, sha256(outcome.checkpoint), crop_name(cfg), config),
         )
         summary = f"validation accuracy {100 * outcome.score:.2f} % on held-out training images"
-        write_json(
-            folder / "result.json",
-            {
-                **made_by(),
-                "stage": "pretrain",
-                "data": cfg.data.name,
-                "backbone": cfg.backbone.name,
-                "images": fingerprint,
-                "val_accuracy": outcome.score,
-                "num_steps": outcome.num_steps,
-                "seconds": outcome.seconds,
-                "checkpoint": str(outcome.checkpoint),
-                "config": config,
-                **scored("val_accuracy", outcome.score),
-                "group": group(config),
-                "inputs": {"images": stores[0].source},
-                "summary": summary,
-            },
-        )
-        log.info("%s: %s", folder, summary)
+        write_result(
+            cfg, folder, config, fingerprint, outcome.checkpoint, outcome.score, summary,
+            {"num_steps": outcome.num_steps, "seconds": outcome.seconds, "inputs": {"images": stores[0].source}},
+        )  # fmt: skip
         return outcome.score
 
 
@@ -336,31 +320,45 @@ def use_pretrained(
     )
     num_images = sum(len(store.images) for store in stores)
     summary = f"features of {num_images:,} images by {extractor.network.name}, trained by others; trained nothing"
-    write_json(
-        folder / "result.json",
-        {
-            **made_by(),
-            "stage": "pretrain",
-            "data": cfg.data.name,
-            "backbone": cfg.backbone.name,
-            "images": fingerprint,
-            "val_accuracy": None,
-            "num_images": num_images,
-            "num_steps": 0,
-            "seconds": time.perf_counter() - start,
-            "checkpoint": str(folder / PRETRAINED),
-            "checkpoint_sha256": sha256_of_state,
-            "extractor": {
-                "name": extractor.network.name, "weights": about["weights"], "sha256": sha256_of_state,
-                "settings": extractor.settings, "mean": about["mean"], "std": about["std"],
-            },
-            "config": config,
-            "score_name": "val_accuracy", "score_value": None, "better": "higher",
-            "group": group(config),
-            "inputs": {"images": stores[0].source, "extractor": sha256_of_state},
-            "summary": summary,
+    more = {
+        "num_images": num_images,
+        "num_steps": 0,
+        "seconds": time.perf_counter() - start,
+        "checkpoint_sha256": sha256_of_state,
+        "extractor": {
+            "name": extractor.network.name, "weights": about["weights"], "sha256": sha256_of_state,
+            "settings": extractor.settings, "mean": about["mean"], "std": about["std"],
         },
-    )  # fmt: skip
+        "inputs": {"images": stores[0].source, "extractor": sha256_of_state},
+    }  # fmt: skip
+    write_result(cfg, folder, config, fingerprint, folder / PRETRAINED, None, summary, more)
+
+
+def write_result(
+    cfg: DictConfig,
+    folder: Path,
+    config: dict[str, Any],
+    fingerprint: str | None,
+    checkpoint: Path,
+    score: float | None,
+    summary: str,
+    more: dict[str, Any],
+) -> None:
+    """Write ``result.json`` of stage 1 in ``folder``, with ``more``, and log ``summary``."""
+    result = {
+        **made_by(),
+        "stage": "pretrain",
+        "data": cfg.data.name,
+        "backbone": cfg.backbone.name,
+        "images": fingerprint,
+        "val_accuracy": score,
+        "checkpoint": str(checkpoint),
+        "config": config,
+        **scored("val_accuracy", score),
+        "group": group(config),
+        "summary": summary,
+    }
+    write_json(folder / "result.json", result | more)
     log.info("%s: %s", folder, summary)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pretrain.network import read_state
+from pretrain.network import POOLED, read_state, renamed_state
 from runner.errors import InputError, MissingFileError
 
 try:
@@ -19,7 +19,6 @@ try:
 except ImportError:  # the extra "timm"
     timm = None  # type: ignore[assignment]
 
-POOLED = "pooled"
 WEIGHTS = "model.safetensors"
 
 
@@ -44,11 +43,8 @@ class TimmModel(nn.Module):
     def pretrained_state(self, weights: str, file: Path | None) -> dict[str, Tensor]:
         """The weights by the names of this network: of ``file``, or of ``weights``, a repository of the hub."""
         path = file or fetched(weights)
-        state = {f"model.{name}": value for name, value in read_state(path).items()}
-        needed = self.state_dict()
-        if absent := [name for name in needed if name not in state]:
-            raise InputError(f"{path} does not hold the weights of {self.name}: it lacks {absent[0].partition('.')[2]}")
-        return {name: state[name] for name in needed}
+        names = {name: name.removeprefix("model.") for name in self.state_dict()}
+        return renamed_state(read_state(path), names, path, self.name)
 
 
 def configuration(network: str) -> Any:

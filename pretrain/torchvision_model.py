@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from pretrain.network import read_state
+from pretrain.network import POOLED, read_state, renamed_state
 from runner.errors import InputError, MissingFileError
 
-POOLED = "pooled"
 # What weights of these two were trained with, and is part of their definition.
 MORE = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
@@ -74,17 +73,11 @@ class TorchvisionModel(nn.Module):
         """The weights by the names of this network: of ``file``, or of torch's cache, or downloaded into it."""
         name = self.name.partition(" ")[0]
         path = file or cached(name, weights)
-        state = {f"model.{renamed(key)}": value for key, value in read_state(path).items()}
-        needed = self.state_dict()
-        # Of before torch counted batches.
-        state |= {
-            key: value for key, value in needed.items() if key.endswith("num_batches_tracked") and key not in state
-        }
-        if absent := [key for key in needed if key not in state]:
-            raise InputError(
-                f"{path} does not hold the weights of {self.name}: it lacks {absent[0].removeprefix('model.')}"
-            )
-        return {key: state[key] for key in needed}
+        own = {key.removeprefix("model."): value for key, value in self.state_dict().items()}
+        counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+        # Files of before torch counted batches have no counts.
+        state = counts | {renamed(key): value for key, value in read_state(path).items()}
+        return renamed_state(state, {f"model.{key}": key for key in own}, path, self.name)
 
 
 def averaged(output: Tensor, node: str) -> Tensor:

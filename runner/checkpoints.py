@@ -1,5 +1,6 @@
-"""Checkpoint files, read with a message where they are damaged."""
+"""Checkpoint files: written where they are told, read with a message where they are damaged."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,13 @@ from typing import Any
 import torch
 
 from runner.errors import InputError
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write ``checkpoint`` to ``path``; raises the system's own error where that fails, which torch.save hides."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    path.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, remedy: str) -> dict[str, Any]:

@@ -21,6 +21,6 @@ def group(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def scored(name: str, value: float) -> dict[str, Any]:
+def scored(name: str, value: float | None) -> dict[str, Any]:
     """The score of a result. Whatever is validated and tested here is maximised."""
     return {"score_name": name, "score_value": value, "better": "higher"}

@@ -1,6 +1,5 @@
 """Lightning's trainer as the keys of ``trainer`` describe it, on one machine."""
 
-import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from runner.checkpoints import save_checkpoint
 from runner.errors import InputError
 
 
@@ -24,9 +23,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``."""
-        content = io.BytesIO()  # torch.save to a path hides why it cannot write
-        torch.save(checkpoint, content)
-        Path(path).write_bytes(content.getbuffer())
+        save_checkpoint(checkpoint, Path(path))
 
 
 def new_trainer(partial_trainer: Callable[..., pl.Trainer], **settings: Any) -> pl.Trainer:

@@ -1,6 +1,5 @@
 """Which method is best on the data at hand: trained and validated side by side, the best one tested once."""
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -39,7 +38,9 @@ class Scored(NamedTuple):
 
 
 def choose(cfg: DictConfig) -> float:
-    """Train and validate each of ``cfg.stage.methods``, test the best; write ``choice.json``; its test accuracy.
+    """Train and validate each of ``cfg.stage.methods``, test the best; write ``choice.json``.
+
+    Returns the best validation accuracy in %.
 
     The same call again goes on where it was, and does nothing where it is finished.
     """
@@ -65,7 +66,8 @@ def choose(cfg: DictConfig) -> float:
             assert isinstance(with_test, DictConfig)
             with_test.checkpoint = str(folder / choice["chosen"] / "best.ckpt")
             test_checkpoint(with_test)
-            choice["test"] = json.loads((folder / "test" / "result.json").read_text(encoding="utf-8"))["summary"]
+            tested = read_json(folder / "test" / "result.json", ("summary",), "give the command again")
+            choice["test"] = tested["summary"]
             write_json(path, choice)
         show(choice)
     return float(choice["rows"][0]["accuracy"])
@@ -88,13 +90,9 @@ def configuration(folder: Path, overrides: list[str]) -> DictConfig:
     hydra = HydraConfig.get()
     of_this = ("stage=", "stage.", "test")
     kept = [override for override in hydra.overrides.task if not override.lstrip("+~").startswith(of_this)]
-    wanted = [*search_path(), *kept, *overrides, "stage=meta", "test.num_tasks=null", f"run_dir={quoted(str(folder))}"]
-    return compose(hydra.job.config_name, wanted)
-
-
-def quoted(text: str) -> str:
-    """``text`` as a value on Hydra's command line."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    cfg = compose(hydra.job.config_name, [*search_path(), *kept, *overrides, "stage=meta", "test.num_tasks=null"])
+    cfg.run_dir = str(folder)
+    return cfg
 
 
 def scored(name: str, cfg: DictConfig) -> Scored:

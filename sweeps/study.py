@@ -45,7 +45,8 @@ def open_storage(config: DictConfig) -> BaseStorage:
         except InstantiationException as error:
             cause = error.__cause__
             file = storage_file(config)
-            if isinstance(cause, ValueError) or "not a database" in str(cause) or "malformed" in str(cause):
+            is_broken_journal = "path" in config and isinstance(cause, ValueError)
+            if is_broken_journal or "not a database" in str(cause) or "malformed" in str(cause):
                 raise InputError(
                     f"{file} is damaged ({str(cause).splitlines()[0][:200]}); put a copy in its place, or delete it: "
                     f"the same command then makes it anew, with what the folders of its trials hold"

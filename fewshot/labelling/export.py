@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def write_classes(board: Board, place: Path, put: Callable[[Path, Path], object]
     """A folder for each class in a new folder named as ``place`` with a number, whole or not at all."""
     rows = board.rows()
     folders = folder_names([row.label for row in rows if row.label])
-    path = next(one for i in range(1, 10**6) if not (one := place.with_name(f"{place.name}-{i}")).exists())
+    path = numbered(place)
     root = board.folder.resolve()
     with whole_folder(path) as partial:
         for row in rows:
@@ -98,6 +99,11 @@ def write_classes(board: Board, place: Path, put: Callable[[Path, Path], object]
             inside.mkdir(exist_ok=True)
             put(source, free_name(inside, Path(row.name).name))
     return path
+
+
+def numbered(place: Path) -> Path:
+    """The first of ``place``-1, -2, ... that is not there yet."""
+    return next(path for i in count(1) if not (path := place.with_name(f"{place.name}-{i}")).exists())
 
 
 def folder_names(labels: list[str]) -> dict[str, str]:
@@ -133,7 +139,7 @@ def write_package(board: Board, folder: Path) -> Path:
     if len(np.unique(classes)) < 2:
         raise InputError("a package needs examples of at least two classes; give some first")
     model = board.model
-    path = next(one for i in range(1, 10**6) if not (one := folder / f"package-{i}").exists())
+    path = numbered(folder / "package")
     more = {"result": None, "versions": {name: version(name) for name in ("leo", "torch")}}
     with whole_folder(path) as partial:
         write_pieces(model, partial, more, by_name=False)
