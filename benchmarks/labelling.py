@@ -5,7 +5,7 @@
     python -m benchmarks.labelling clicks runs/label-photos-... --figure clicks.png
 
 ``speed``: a click in a folder of random features with 20 classes, from the request's arrival to the answer that holds
-the new order, the journal on disk included; images and network apart.
+the new order, the journal on disk included; without the time of images and network.
 
 ``clicks``: a simulated user who knows every class answers one image after another: the first of *Ask next*
 (``uncertain``), the most certain one of those under a wrong class, which the eye finds (``mistakes``), or any one
