@@ -206,8 +206,10 @@ def table(rows: list[Row]) -> Table:
     )
     several = any(row.std_over_seeds is not None for row in rows)
     diverged = any(row.num_diverged for row in rows)
-    shown.add_column("method")  # the only one that may take two lines, in narrow terminals
-    shown.add_column("features", no_wrap=True)
+    # In narrow terminals names may take several lines, a word each.
+    for header, names in (("method", [row.method for row in rows]), ("features", [row.features for row in rows])):
+        words = [word for name in names for word in name.split()]
+        shown.add_column(header, min_width=max(map(len, words), default=0))
     shown.add_column("scaling", no_wrap=True)
     score = "test %" if rows[0].is_accuracy else "test"
     for column in ("task", score, "interval", *(("s.d. (seeds)",) * several), *(("diverged",) * diverged), "seconds"):
