@@ -17,9 +17,18 @@ def random_bits(*shape: int, device: torch.device, generator: torch.Generator) -
     return bits.random_(-(1 << 63), None, generator=generator).view(torch.int16)[:count].view(shape)
 
 
-def dropout(x: Float[Tensor, "*any"], rate: float, bits: Int16[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Data ``x`` with each element dropped with probability ``rate``, the others divided by 1 - rate."""
+def dropout(
+    x: Float[Tensor, "*any"], rate: float, bits: Int16[Tensor, "*masks_and_any"]
+) -> Float[Tensor, "*masks_and_any"]:
+    """Data ``x``, broadcast against the masks, with each element dropped with probability ``rate``, the others divided
+    by 1 - rate."""
     assert not x.requires_grad, "dropout is for data"
+    threshold, scale = threshold_and_scale(rate)
+    mask = torch.ge(bits, threshold, out=x.new_empty(bits.shape))
+    return mask.mul_(x).mul_(scale)
+
+
+def threshold_and_scale(rate: float) -> tuple[int, float]:
+    """The smallest number of bits that is kept, and what is kept is multiplied with."""
     num_dropped_levels = round(rate * LEVELS)
-    mask = torch.ge(bits, num_dropped_levels - LEVELS // 2, out=x.new_empty(x.shape))
-    return mask.mul_(x).mul_(LEVELS / (LEVELS - num_dropped_levels))
+    return num_dropped_levels - LEVELS // 2, LEVELS / (LEVELS - num_dropped_levels)

@@ -5,14 +5,14 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float
 from torch import Tensor
 
-from leo import softmax
+from leo import steps
 from leo.algorithm import InnerLoops, LatentEmbeddingOptimization
-from leo.closed_form import LatentLoop, WeightStep, class_mean
-from leo.dropout import dropout, random_bits
+from leo.closed_form import LatentLoop, QueryLoss, WeightLoop
 from leo.episodes import Tasks
+from leo.kernels import steps_for
 from leo.learner import Learner
 from leo.networks import Decoder, Gaussian, RelationNetwork, glorot_linear, stddev
 from leo.noise import NO_NOISE, Noise
@@ -133,21 +133,17 @@ class LEO(LatentEmbeddingOptimization, Learner):
 
     def query_terms(self, parameters: Float[Tensor, "B N D"], tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean cross-entropy and accuracy of the queries."""
-        logits = softmax.logits(parameters, self.drop(tasks.query, noise.query_bits))
-        return {
-            "query_loss": softmax.cross_entropy(logits).mean(),
-            "accuracy": softmax.accuracy(logits.detach()).mean(),
-        }
+        loss, accuracy = QueryLoss.apply(parameters, tasks.query, noise.query_bits, self.dropout)
+        return {"query_loss": loss, "accuracy": accuracy}
 
     def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
         """The random numbers of one training pass."""
-        device = tasks.support.device
         noise = self.draw_samples(tasks.support.shape[:3], generator) if self.stochastic else Noise()
         if self.dropout:
             num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
+            bits = partial(steps_for(tasks.support).random_bits, like=tasks.support, generator=generator)
             noise = noise._replace(
-                support_bits=random_bits(num_masks, *tasks.support.shape, device=device, generator=generator),
-                query_bits=random_bits(*tasks.query.shape, device=device, generator=generator),
+                support_bits=bits(num_masks, *tasks.support.shape), query_bits=bits(*tasks.query.shape)
             )
         return noise
 
@@ -155,22 +151,19 @@ class LEO(LatentEmbeddingOptimization, Learner):
         """The random numbers of sampled adaptations, without dropout; ``sizes`` are B, N and K."""
         num_tasks, num_way, num_shot = sizes
         weight, num_codes = next(self.parameters()), num_shot if self.latents == "example" else 1
-        normal = partial(torch.randn, dtype=weight.dtype, device=weight.device, generator=generator)
+        normal = partial(steps_for(weight).normal, like=weight, generator=generator)
         return Noise(
             latents=normal(num_tasks, num_way, num_codes, self.num_latents),
             weights=normal(self.num_latent_steps + 1, num_tasks, num_way, num_codes, self.num_features),
         )
 
-    def drop(self, x: Float[Tensor, "*any D"], bits: Int16[Tensor, "*any D"] | None) -> Float[Tensor, "*any D"]:
-        """``x`` under the dropout mask of ``bits``; unchanged where there are none."""
-        return x if bits is None else dropout(x, self.dropout, bits)
-
     def seen(self, support: AnySupport, noise: Noise) -> Sequence[AnySupport]:
         """The support, under a fresh dropout mask at the encoder and at each inner step."""
         if isinstance(support, Support):
             return super().seen(support, noise)
-        num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
-        return self.drop(support.expand(num_masks, *support.shape), noise.support_bits).unbind()
+        if noise.support_bits is None:
+            return super().seen(support, noise)
+        return steps_for(support).dropout(support, self.dropout, noise.support_bits).unbind()
 
     def inner_loops(self, z: Float[Tensor, "B N M Z"], seen: Sequence[AnySupport], noise: Noise) -> InnerLoops:
         """Those of ``leo.algorithm``, in closed form where it is asked for or applies."""
@@ -193,11 +186,10 @@ class LEO(LatentEmbeddingOptimization, Learner):
             num_way,
         )
         # Steps of the M vectors of a class are equal, so their mean takes the same step.
-        finetuned = [class_mean(weights, num_tasks, num_way)]
+        finetuned = [steps.class_mean(weights, num_tasks, num_way)]
         if self.num_finetune_steps:
-            rate = self.finetune_lr / num_codes
-            for images, labels in examples[num_steps:]:
-                finetuned.append(WeightStep.apply(finetuned[-1], rate, images, labels))
+            images = [images for images, _ in examples[num_steps:]]
+            finetuned += WeightLoop.apply(finetuned[0], self.finetune_lr / num_codes, images, examples[0].labels)
         return InnerLoops([z, *path.view(num_steps, *z.shape)], weights.view(*z.shape[:3], -1), finetuned)
 
     def closed_form_obstacle(self, is_data: bool) -> str | None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from leo import objective, softmax
-from leo.closed_form import WeightStep
+from leo.closed_form import WeightLoop
 from leo.episodes import Tasks
 from leo.inner_loops import descend
 from leo.learner import Learner
@@ -44,12 +44,12 @@ class MetaSGD(Learner):
                 f"the support has {num_way} classes, and Meta-SGD learns an initial weight for each class: this one "
                 f"knows tasks of num_way={trained} only; use LEO or prototypes, or train it with num_way={num_way}"
             )
-        path, (images, labels) = [self.initial_weights.expand(num_tasks, -1, -1)], examples_of(support)
+        initial, (images, labels) = self.initial_weights.expand(num_tasks, -1, -1), examples_of(support)
+        if not images.requires_grad:  # data, which the closed form is for
+            return [initial, *WeightLoop.apply(initial, self.inner_lr, [images] * self.num_steps, labels)]
+        path = [initial]
         for _ in range(self.num_steps):
-            if images.requires_grad:  # which the closed form takes for data
-                path.append(descend(path[-1], self.inner_lr, partial(support_loss, support=support)))
-            else:
-                path.append(WeightStep.apply(path[-1], self.inner_lr, images, labels))
+            path.append(descend(path[-1], self.inner_lr, partial(support_loss, support=support)))
         return path
 
     def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:

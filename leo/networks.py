@@ -1,14 +1,16 @@
 """The three networks of LEO (Section 2.3) and the diagonal Gaussian they produce. None of them has a bias."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from leo.products import linear
+from leo.kernels import steps_for
+from leo.products import linear, product
+from leo.steps import STDDEV_FLOOR
 
-STDDEV_FLOOR = 1e-10
 PAIRS_PER_PART = 1 << 15  # of images, whose hidden layer is held at a time: 16 MB for 64 latents
 
 
@@ -31,6 +33,33 @@ def stddev(u: Float[Tensor, "*any"], offset: float | Tensor = 0.0) -> Float[Tens
     return (torch.expm1(u) + offset).clamp_min(STDDEV_FLOOR)
 
 
+class SecondLayer(torch.autograd.Function):
+    """The means over pairs of images of the relation network's second layer. ``apply(halves, weight, num_way)``.
+
+    The first layer's sums [B, n, 2H] of each of n images, on the left of a pair and on the right; weight [H, H]. Returns
+    the mean of relu(weight relu(left_i + right_j)) over partners j and over the images i of each class, [B, N, H].
+    Written out, as the tensors of all pairs are the largest of an update.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor, weight: Tensor, num_way: int) -> Tensor:
+        ctx.form = steps_for(halves, weight)
+        pairs = ctx.form.pairs(halves)
+        hidden = product(pairs.flatten(0, 2), weight).view_as(pairs)
+        ctx.save_for_backward(weight, pairs, hidden)
+        means: Tensor = ctx.form.pair_means(hidden, num_way)
+        return means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_means: Tensor) -> tuple[Tensor | None, ...]:
+        weight, pairs, hidden = ctx.saved_tensors
+        to_hidden = ctx.form.pair_means_backward(to_means.contiguous(), hidden).flatten(0, 2)
+        to_weight = product(to_hidden.T, pairs.flatten(0, 2).T)
+        to_pairs = product(to_hidden, weight.T).view_as(pairs)
+        return ctx.form.pairs_backward(to_pairs, pairs), to_weight, None
+
+
 class RelationNetwork(nn.Module):
     """Class codes from the codes of all support images: the relation network and the averages of Eq. 3.
 
@@ -47,12 +76,8 @@ class RelationNetwork(nn.Module):
         """The distribution of each class's latent code, [B, N, Z]."""
         first, second, third = self.first.weight, self.second.weight, self.third.weight
         pair = codes.flatten(1, 2)  # [B, NK, Z]
-        left, right = linear(pair, torch.cat(first.chunk(2, dim=1))).chunk(2, dim=-1)  # [B, NK, 2Z] each
-        # In place, and sums scaled once, as these are the largest tensors of a step.
-        hidden = (left.unsqueeze(2) + right.unsqueeze(1)).relu_()  # [B, NK, NK, 2Z]
-        hidden = linear(hidden, second).relu_()
-        num_partners, num_shot = hidden.shape[2], codes.shape[2]
-        by_class = hidden.sum(2).unflatten(1, codes.shape[1:3]).sum(2) / (num_partners * num_shot)  # [B, N, 2Z]
+        halves = linear(pair, torch.cat(first.chunk(2, dim=1)))  # [B, NK, 4Z]: of an image on the left, on the right
+        by_class = SecondLayer.apply(halves, second, codes.shape[1])  # [B, N, 2Z]
         mean, u = linear(by_class, third).chunk(2, dim=-1)
         return Gaussian(mean, u)
 
