@@ -11,6 +11,7 @@ and contestants take turns, so that a busy machine slows all of them.
 import argparse
 import json
 import logging
+import os
 import resource
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import reference
+from leo import kernels
 from leo.captured_update import CapturedUpdate
 from leo.episodes import TaskIndices, TaskStream, sample_tasks
 from leo.evaluate import Scorer, evaluate, fixed_tasks
@@ -93,6 +95,17 @@ def our_update(
     return lambda: update([stream.next_batch()])
 
 
+def in_torch_alone(call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` without the C kernels."""
+
+    def called() -> None:
+        kernels.use(False)
+        call()
+        kernels.use(True)
+
+    return called
+
+
 def plain_update(table: FeatureTable, args: argparse.Namespace, num_shot: int) -> Callable[[], Any]:
     """The same by the reference."""
     return reference.Update(
@@ -146,9 +159,11 @@ def update(args: argparse.Namespace) -> list[dict[str, Any]]:
         torch.set_num_threads(threads)
         for num_shot in args.num_shot:
             ours = our_update(table, make_stream(table, args, num_shot))
+            in_torch = our_update(table, make_stream(table, args, num_shot))
             by_autograd = our_update(table, make_stream(table, args, num_shot), "autograd")
             contestants = {
                 "ours": (ours, args.updates),
+                "torch": (in_torch_alone(in_torch), args.updates),
                 "autograd": (by_autograd, args.updates // 2),
                 "plain": (plain_update(table, args, num_shot), 4),
             }
@@ -159,6 +174,7 @@ def update(args: argparse.Namespace) -> list[dict[str, Any]]:
                     "shot": num_shot,
                     "plain /s": 1 / seconds["plain"],
                     "autograd /s": 1 / seconds["autograd"],
+                    "torch alone /s": 1 / seconds["torch"],
                     "ours /s": 1 / seconds["ours"],
                     "ratio": seconds["plain"] / seconds["ours"],
                 }
@@ -337,7 +353,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     results = {part: PARTS[part](args) for part in args.parts}
     if args.json:
-        about = {"torch": torch.__version__, "device": args.device, "cpu": torch.backends.cpu.get_cpu_capability()}
+        about = {
+            "torch": torch.__version__,
+            "device": args.device,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "c_kernels": kernels.serve(torch.empty(0, device=args.device)),
+        }
         args.json.write_text(json.dumps(about | results, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,8 +29,8 @@ class LatentLoop(torch.autograd.Function):
 
     Returns the last weights [R, D] and the codes after each step [S, R, Z].
 
-    L is the summed cross-entropy of the classifiers of ``steps.class_mean``. With g = dL/dw of each of the R weight vectors
-    and slope = dw/du, dL/dz = [g, g * slope] matrix.
+    L is the summed cross-entropy of the classifiers of ``steps.class_mean``. With g = dL/dw of each of the R weight
+    vectors and slope = dw/du, dL/dz = [g, g * slope] matrix.
     """
 
     @staticmethod
@@ -98,8 +98,8 @@ class WeightLoop(torch.autograd.Function):
     """Fine-tuning (Section 4.2.3): w <- w - rate * dL/dw, once for each of F supports.
 
     ``apply(weights, rate, images, labels)``: classifiers [B, N, E], rates [E] or [N, E], F times the support images
-    [B, n, E] or [n, E], which are data, and their labels. Returns the classifiers after each step, [F, B, N, E]. L is the
-    summed cross-entropy.
+    [B, n, E] or [n, E], which are data, and their labels. Returns the classifiers after each step, [F, B, N, E]. L is
+    the summed cross-entropy.
     """
 
     @staticmethod
@@ -128,12 +128,14 @@ class WeightLoop(torch.autograd.Function):
 
 
 class QueryLoss(torch.autograd.Function):
-    """``apply(weights, images, bits, rate)``: mean cross-entropy and accuracy of queries; see ``steps.query``."""
+    """Mean cross-entropy and accuracy of the queries (Algorithm 1, line 15). ``apply(weights, images, bits, rate)``.
+
+    Classifiers [B, N, D]; queries [B, N, Q, D], which are data; bits of their dropout mask, or None, and its rate.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, images: Tensor, bits: Tensor | None, rate: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weights: Tensor, images: Tensor, bits: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        assert not images.requires_grad, "queries are data"
         loss, accuracy, gradient = steps_for(weights, images).query(weights, images, bits, rate)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(accuracy)

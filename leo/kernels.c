@@ -43,9 +43,15 @@ INLINE real exponential(real x) {
   return x < -87.33f ? 0 : q;
 }
 
+typedef real half __attribute__((vector_size(BYTES / 2)));
+typedef real quarter __attribute__((vector_size(BYTES / 4)));
+
 INLINE real sum_of(vec v) {
+  union { vec v; half h[2]; } a = {v};
+  union { half h; quarter q[2]; } b = {a.h[0] + a.h[1]};
+  const quarter q = b.q[0] + b.q[1];
   real s = 0;
-  for (int i = 0; i < LANES; i++) s += v[i];
+  for (int i = 0; i < LANES / 4; i++) s += q[i];
   return s;
 }
 

@@ -1,7 +1,9 @@
-"""The functions of ``leo.steps`` in C (``kernels.c``), each in one pass over memory: the same numbers, but for rounding.
+"""The functions of ``leo.steps`` in C (``kernels.c``), each in one pass over memory.
 
-Nothing here is needed. Where there is a C compiler, ``kernels.c`` is compiled for this processor at its first use, which
-takes about two seconds, and kept in the user's cache folder; else, or with ``use(False)``, torch does it all.
+They give the same numbers but for rounding; their random numbers are others, of the same distributions. None is needed:
+where there is a C compiler, ``kernels.c`` is compiled for this processor at its first use, which takes about two
+seconds, and kept in the user's cache folder; else, or after ``use(False)``, torch does it all. ``leo.steps`` says what
+each function is given and gives.
 """
 
 import ctypes
@@ -40,7 +42,7 @@ def use(wanted: bool) -> None:
 
 
 def serve(*tensors: Tensor) -> bool:
-    """Whether the kernels can take ``tensors``: dense ones of one type, on the processor, by this machine's compiler."""
+    """Whether the kernels can take ``tensors``: dense, of one type, on the processor, where they can be compiled."""
     first = tensors[0]
     return (
         _wanted
@@ -75,7 +77,9 @@ def compiled(real: str) -> Path:
     gomp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))  # torch's own: one pool of threads
     arguments = [*FLAGS, f"-DREAL={real}", *map(str, gomp), "-lm"]
     processor = Path("/proc/cpuinfo")
-    flags = [line for line in processor.read_text().splitlines() if line.startswith("flags")] if processor.exists() else []
+    flags = (
+        [line for line in processor.read_text().splitlines() if line.startswith("flags")] if processor.exists() else []
+    )
     known = [SOURCE.read_text(encoding="utf-8"), compiler, *arguments, platform.processor(), *flags[:1]]
     name = f"kernels-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leo"
@@ -84,11 +88,11 @@ def compiled(real: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             command = [compiler, str(SOURCE), *arguments, "-o", f"{made}/{name}"]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            os.replace(f"{made}/{name}", folder / name)
+            Path(made, name).replace(folder / name)
     return folder / name
 
 
-def call(name: str, *arguments: Tensor | float | None, of: torch.dtype | None = None) -> None:
+def call(name: str, *arguments: Tensor | float | int | None, of: torch.dtype | None = None) -> None:
     """The kernel ``name`` of the library for numbers of type ``of`` (None: that of the first tensor).
 
     Tensors go by address (None: a null pointer), numbers as C's long or double; then the number of threads.
@@ -98,7 +102,7 @@ def call(name: str, *arguments: Tensor | float | None, of: torch.dtype | None = 
     getattr(library(dtype), name)(*values, ctypes.c_int(torch.get_num_threads()))
 
 
-def _as_c(argument: Tensor | float | None) -> object:
+def _as_c(argument: Tensor | float | int | None) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if argument is None:
@@ -156,9 +160,7 @@ def hessian(
     call("leo_hessian", to_factor, slope, images, p, factor, *sizes, out)
 
 
-def weight_step(
-    weights: Tensor, rate: Tensor, images: Tensor, stepped: Tensor, labels: None
-) -> tuple[Tensor, Tensor]:
+def weight_step(weights: Tensor, rate: Tensor, images: Tensor, stepped: Tensor, labels: None) -> tuple[Tensor, Tensor]:
     (num_tasks, num_images, num_features), num_way = images.shape, weights.shape[1]
     p, gradient = images.new_empty(num_tasks, num_images, num_way), torch.empty_like(weights)
     sizes = num_tasks, num_way, num_images, num_features

@@ -141,7 +141,8 @@ class LEO(LatentEmbeddingOptimization, Learner):
         noise = self.draw_samples(tasks.support.shape[:3], generator) if self.stochastic else Noise()
         if self.dropout:
             num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
-            bits = partial(steps_for(tasks.support).random_bits, like=tasks.support, generator=generator)
+            weight = next(self.parameters())
+            bits = partial(steps_for(weight).random_bits, like=weight, generator=generator)
             noise = noise._replace(
                 support_bits=bits(num_masks, *tasks.support.shape), query_bits=bits(*tasks.query.shape)
             )

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from leo import objective, softmax
-from leo.closed_form import WeightLoop
+from leo import objective
+from leo.closed_form import QueryLoss, WeightLoop
 from leo.episodes import Tasks
 from leo.inner_loops import descend
 from leo.learner import Learner
@@ -54,8 +54,8 @@ class MetaSGD(Learner):
 
     def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
-        logits = softmax.logits(self.adapt(tasks.support), tasks.query)
-        return objective.query_loss_and_l2(logits, self.initial_weights, self.l2_weight)
+        loss, accuracy = QueryLoss.apply(self.adapt(tasks.support), tasks.query, None, 0.0)
+        return objective.query_loss_and_l2(loss, accuracy, self.initial_weights, self.l2_weight)
 
     def penalized(self) -> list[Tensor]:
         """The initial classifier."""

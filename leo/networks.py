@@ -36,9 +36,9 @@ def stddev(u: Float[Tensor, "*any"], offset: float | Tensor = 0.0) -> Float[Tens
 class SecondLayer(torch.autograd.Function):
     """The means over pairs of images of the relation network's second layer. ``apply(halves, weight, num_way)``.
 
-    The first layer's sums [B, n, 2H] of each of n images, on the left of a pair and on the right; weight [H, H]. Returns
-    the mean of relu(weight relu(left_i + right_j)) over partners j and over the images i of each class, [B, N, H].
-    Written out, as the tensors of all pairs are the largest of an update.
+    The first layer's sums [B, n, 2H] of each of n images, on the left of a pair and on the right; weight [H, H].
+    Returns the mean of relu(weight relu(left_i + right_j)) over partners j and over the images i of each class,
+    [B, N, H]. Written out, as the tensors of all pairs are the largest of an update.
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ class SecondLayer(torch.autograd.Function):
     def backward(ctx: Any, to_means: Tensor) -> tuple[Tensor | None, ...]:
         weight, pairs, hidden = ctx.saved_tensors
         to_hidden = ctx.form.pair_means_backward(to_means.contiguous(), hidden).flatten(0, 2)
-        to_weight = product(to_hidden.T, pairs.flatten(0, 2).T)
+        to_weight = to_hidden.T @ pairs.flatten(0, 2)  # of these layouts torch's own product is the faster one
         to_pairs = product(to_hidden, weight.T).view_as(pairs)
         return ctx.form.pairs_backward(to_pairs, pairs), to_weight, None
 

@@ -29,11 +29,6 @@ def linear(x: Float[Tensor, "*any k"], weight: Float[Tensor, "j k"]) -> Float[Te
     return _Linear.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
 
 
-def gram(a: Float[Tensor, "k i"]) -> Float[Tensor, "i i"]:
-    """a^T a, differentiable once, by one product each way."""
-    return _Gram.apply(a)
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -44,16 +39,5 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        return product(v, weight.T) if ctx.needs_input_grad[0] else None, product(x.T, v.T).T.contiguous()
-
-
-class _Gram(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        ctx.save_for_backward(a)
-        return product(a.T, a.T)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> Tensor:
-        return product(ctx.saved_tensors[0], v + v.T)
+        # Torch's own product is the faster one of these layouts, and its result the parameter's.
+        return product(v, weight.T) if ctx.needs_input_grad[0] else None, v.T @ x

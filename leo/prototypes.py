@@ -56,7 +56,8 @@ class LinearPrototypes(NearestCentroid):
     def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
         logits = softmax.logits(self.adapt(tasks.support), self.embed(tasks.query))
-        return objective.query_loss_and_l2(logits, self.linear.weight, self.l2_weight)
+        loss, accuracy = softmax.cross_entropy(logits).mean(), softmax.accuracy(logits.detach()).mean()
+        return objective.query_loss_and_l2(loss, accuracy, self.linear.weight, self.l2_weight)
 
     def penalized(self) -> list[Tensor]:
         """The matrix of the map."""

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from leo import kernels
 from leo.checkpoint import load_weights, start_from
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
@@ -174,7 +175,7 @@ def test(
         "checkpoint_sha256": checkpoint["sha256"],
         "config": config,
         "versions": {name: version(name) for name in ("leo", "torch", "pytorch-lightning", "hydra-core")},
-        "machine": machine(module.device),
+        "machine": machine(module.device) | {"c_kernels": kernels.serve(torch.empty(0, device=module.device))},
         **made_by(),
         **scored(problem.score, scores[problem.score]),
         "group": group(config),

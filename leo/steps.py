@@ -53,7 +53,7 @@ def gradient(
     factor: Float[Tensor, "R width"],
     labels: softmax.Labels | None = None,
 ) -> Float[Tensor, "B N n"]:
-    """Fill ``factor`` with [g, g * slope], g = dL/dw of the summed cross-entropy L of the support; the probabilities."""
+    """Fill ``factor`` with [g, g * slope], g = dL/dw of the support's summed cross-entropy L; the probabilities."""
     p = softmax.probabilities(class_mean(weights, num_tasks, num_way), images)
     g = spread(softmax.loss_gradient(p, images, labels), len(weights))
     join(factor, g, slope, g)
@@ -69,7 +69,7 @@ def hessian(
     out: Float[Tensor, "R width"],
     labels: softmax.Labels | None = None,
 ) -> None:
-    """The derivative of ``gradient`` and ``decode``: fill ``out`` with the factor of what reaches each row's mean and u.
+    """The derivative of ``gradient`` and ``decode``: fill ``out`` with the factor of what reaches mean and u of a row.
 
     ``to_factor`` is the gradient of the meta-loss with respect to ``factor``, which ``gradient`` gave with ``p``.
     """
@@ -92,7 +92,7 @@ def weight_step(
     stepped: Float[Tensor, "B N D"],
     labels: softmax.Labels | None = None,
 ) -> tuple[Float[Tensor, "B N n"], Float[Tensor, "B N D"]]:
-    """Fill ``stepped`` with the classifiers after a step of fine-tuning, w - rate dL/dw; the probabilities, and dL/dw."""
+    """Fill ``stepped`` with the classifiers after a step of fine-tuning, w - rate dL/dw; probabilities, and dL/dw."""
     p = softmax.probabilities(weights, images)
     to_weights = softmax.loss_gradient(p, images, labels)
     torch.addcmul(weights, rate, to_weights, value=-1, out=stepped)
@@ -135,9 +135,7 @@ def pairs(halves: Float[Tensor, "B n two_H"]) -> Float[Tensor, "B n n H"]:
     return (left.unsqueeze(2) + right.unsqueeze(1)).relu_()  # in place, as these are the largest tensors of an update
 
 
-def pairs_backward(
-    to_pairs: Float[Tensor, "B n n H"], met: Float[Tensor, "B n n H"]
-) -> Float[Tensor, "B n two_H"]:
+def pairs_backward(to_pairs: Float[Tensor, "B n n H"], met: Float[Tensor, "B n n H"]) -> Float[Tensor, "B n two_H"]:
     """What reaches the halves, from what reaches ``met``, their pairs. It may write over ``to_pairs``."""
     to_sums = to_pairs.mul_(met > 0)
     return torch.cat([to_sums.sum(2), to_sums.sum(1)], dim=-1)
@@ -149,9 +147,7 @@ def pair_means(hidden: Float[Tensor, "B n n H"], num_way: int) -> Float[Tensor, 
     return by_class.sum(2) / (hidden.shape[2] * by_class.shape[2])
 
 
-def pair_means_backward(
-    to_means: Float[Tensor, "B N H"], hidden: Float[Tensor, "B n n H"]
-) -> Float[Tensor, "B n n H"]:
+def pair_means_backward(to_means: Float[Tensor, "B N H"], hidden: Float[Tensor, "B n n H"]) -> Float[Tensor, "B n n H"]:
     """What reaches ``hidden``."""
     num_images = hidden.shape[1]
     num_shot = num_images // to_means.shape[1]

@@ -15,7 +15,6 @@ from leo.analysis.inner_steps import accuracy_after, trained_steps
 from leo.analysis.learned_rates import Rate, final_rates, logged_rates
 from leo.analysis.step_lengths import step_lengths
 from leo.analysis.trajectory import trajectory
-from leo.closed_form import decode
 from leo.episodes import Tasks, sample_tasks
 from leo.evaluate import Scorer
 from leo.leo import Noise
@@ -63,8 +62,7 @@ def test_curvature_is_the_whole_hessians(num_shot, latents):
     matrix = leo.decoder.matrix(sampled=False).detach()
 
     def decoded(z):
-        weights, slope = decode(z.flatten(0, 1), matrix, None, 3)
-        assert slope is None
+        weights = z.flatten(0, 1) @ matrix.T
         return weights.unflatten(0, z.shape[:2]).mean(1)
 
     for task in range(2):
