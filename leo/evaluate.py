@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from leo.episodes import TaskIndices, sample_tasks
-from leo.features import FeatureTable
+from leo.features import AnyTable, FeatureTable
 from leo.learner import Learner
 from leo.products import product
 from runner.terminal import shares_terminal
@@ -37,11 +37,11 @@ class Scorer:
     images of a class meet the classifiers of all tasks that contain it in one matrix product.
     """
 
-    def __init__(self, learner: Learner, table: FeatureTable, num_shot: int) -> None:
+    def __init__(self, learner: Learner, table: AnyTable, num_shot: int) -> None:
         assert not learner.training
         self.learner, self.table, self.num_shot = learner, table, num_shot
         with torch.no_grad():
-            self.embedded = learner.embed(table.features)
+            self.embedded = learner.embed(table.features) if isinstance(table, FeatureTable) else None
 
     @torch.no_grad()
     def __call__(self, tasks: TaskIndices) -> Scores:
@@ -59,7 +59,7 @@ class Scorer:
             first, last = starts[label], starts[label + 1]
             task, position = uses // num_way, uses % num_way
             classifiers = weights.index_select(0, task).view(-1, num_features)
-            logits = product(classifiers, self.embedded[first:last]).view(len(uses), num_way, -1)
+            logits = product(classifiers, self.of_rows(first, last)).view(len(uses), num_way, -1)
             correct, loss = correct_and_loss(logits, position)
             for of_image, total in ((correct, num_correct), (loss, loss_sum)):
                 of_image.scatter_(1, support[task, position] - first, 0)
@@ -70,11 +70,17 @@ class Scorer:
         accuracy = (num_correct / num_queries).masked_fill(diverged, 0.0)
         return Scores(accuracy, loss.masked_fill(diverged, torch.nan), diverged)
 
+    def of_rows(self, first: int, last: int) -> Float[Tensor, "n E"]:
+        """Images ``first`` to ``last - 1`` of the table, in the space of the classifiers."""
+        if self.embedded is not None:
+            return self.embedded[first:last]
+        return self.learner.embed(self.table.take(torch.arange(first, last, device=self.table.device)))
+
     def adapted(self, support: Int[Tensor, "B N K"]) -> Float[Tensor, "B N E"]:
         """The classifiers of the tasks whose support is these rows of the table."""
         num_tasks = min(TASKS_PER_ADAPTATION, max(1, PAIRS_PER_ADAPTATION // support[0].numel() ** 2))
         parts = [
-            self.learner.adapt(self.table.features.index_select(0, part.flatten()).view(*part.shape, -1))
+            self.learner.adapt(self.table.take(part.flatten()).unflatten(0, part.shape))
             for part in support.split(num_tasks)
         ]
         return torch.cat(parts)
@@ -104,7 +110,7 @@ def correct_and_loss(
     return correct, loss
 
 
-def fixed_tasks(table: FeatureTable, num_tasks: int, num_way: int, num_shot: int, seed: int) -> list[TaskIndices]:
+def fixed_tasks(table: AnyTable, num_tasks: int, num_way: int, num_shot: int, seed: int) -> list[TaskIndices]:
     """A fixed set of tasks, in chunks: the same for every run with the same ``seed``."""
     generator = torch.Generator(table.offsets.device).manual_seed(seed)
     return [
@@ -113,7 +119,7 @@ def fixed_tasks(table: FeatureTable, num_tasks: int, num_way: int, num_shot: int
     ]
 
 
-def evaluate(learner: Learner, table: FeatureTable, chunks: list[TaskIndices], num_shot: int) -> Scores:
+def evaluate(learner: Learner, table: AnyTable, chunks: list[TaskIndices], num_shot: int) -> Scores:
     """The scores of all tasks of ``chunks``, with a progress bar."""
     scorer = Scorer(learner.eval(), table, num_shot)
     scores = [scorer(tasks) for tasks in track(chunks, description="test", disable=shares_terminal())]
