@@ -9,6 +9,7 @@ processes use counts a quarter in each). Pages of a mapped file are the system's
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -16,7 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -75,7 +75,7 @@ def start(folder: Path, seed: int, overrides: list[str]) -> subprocess.Popen[byt
     command = [
         sys.executable, "train.py", "experiment=tiered_1shot", "data.source=null", f"seed={seed}", "threads=1",
         f"features.folder={folder}", f"run_dir={folder / 'runs' / str(seed)}",
-        "max_steps=400", "val={every: 200, num_tasks: 500}", "test.num_tasks=1000",
+        "max_steps=400", "val.every=200", "val.num_tasks=500", "test.num_tasks=1000",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *overrides], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -83,27 +83,27 @@ def start(folder: Path, seed: int, overrides: list[str]) -> subprocess.Popen[byt
 
 def watch(runs: list[subprocess.Popen[bytes]]) -> list[dict[str, float]]:
     """The largest memory of each of ``runs`` until it ends, in MB."""
-    peaks: list[dict[str, float]] = [{"own": 0.0, "share": 0.0} for _ in runs]
-    while any(run.poll() is None for run in runs):
+    peaks = [{"own": 0.0, "share": 0.0} for _ in runs]
+    for count in itertools.count():
+        if all(run.poll() is not None for run in runs):
+            break
         for run, peak in zip(runs, peaks, strict=True):
-            for name, value in memory(run.pid).items():
-                peak[name] = max(peak[name], value)
-        time.sleep(0.2)
+            peak["own"] = max(peak["own"], megabytes(run.pid, "status", "RssAnon"))
+            if count % 20 == 0:  # the system looks through all pages, which takes it a while
+                peak["share"] = max(peak["share"], megabytes(run.pid, "smaps_rollup", "Pss"))
+        time.sleep(0.05)
     if any(run.returncode for run in runs):
         raise SystemExit("a run failed; it says above why")
     return peaks
 
 
-def memory(process: int) -> dict[str, Any]:
-    """What ``process`` takes now, in MB; nothing once it has ended."""
+def megabytes(process: int, file: str, key: str) -> float:
+    """What Linux says of ``process`` now; 0 once it has ended."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return {}
-    kilobytes = {line.split(":")[0]: int(line.split()[-2]) for line in lines if line.endswith(" kB")}
-    if not kilobytes:  # it has ended, and nobody has asked how
-        return {}
-    return {"own": kilobytes["Anonymous"] * 1024 / 1e6, "share": kilobytes["Pss"] * 1024 / 1e6}
+        return 0.0
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":

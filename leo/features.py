@@ -85,7 +85,9 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             f"{path} names {len(set(class_names))} different classes for {len(offsets) - 1} groups of images; "
             f"export it again"
         )
-    finite = torch.cat([rows.isfinite().all(dim=1) for rows in features.split(ROWS_AT_A_TIME)])
+    finite = torch.empty(len(features), dtype=torch.bool)  # made first: between larger tensors results leave gaps
+    for rows, of_rows in zip(features.split(ROWS_AT_A_TIME), finite.split(ROWS_AT_A_TIME), strict=True):
+        torch.all(rows.isfinite(), dim=1, out=of_rows)
     if not finite.all():
         row = int((~finite).nonzero()[0])
         name = class_names[int(torch.searchsorted(offsets, row, right=True)) - 1]

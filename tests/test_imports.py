@@ -72,7 +72,7 @@ TRAINING = {"pytorch_lightning", "torchmetrics"}
     [
         ("leo.run.meta_train", HEAVY),
         ("leo.run.test_checkpoint", HEAVY),
-        ("pretrain.run.pretrain", HEAVY),
+        ("pretrain.run.pretrain", HEAVY - {"matplotlib"} | {"matplotlib.pyplot"}),  # it draws with matplotlib's fonts
         ("pretrain.prepare.prepare", HEAVY | TRAINING),
         ("fewshot.predict.predict", HEAVY - {"sklearn", "scipy.signal"} | TRAINING),
         ("sweeps.report.report", TRAINING | {"torch", "torchvision", "sklearn", "wandb"}),
