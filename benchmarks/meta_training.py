@@ -36,7 +36,7 @@ from benchmarks import reference
 from leo.captured_update import CapturedUpdate
 from leo.episodes import TaskIndices, TaskStream, sample_tasks
 from leo.evaluate import Scorer, evaluate, fixed_tasks
-from leo.features import FeatureTable, Normalizer
+from leo.features import AnyTable, FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
 from leo.update import MetaUpdate
@@ -74,7 +74,7 @@ def make_leo(
     ).to(device)  # fmt: skip
 
 
-def make_stream(table: FeatureTable, args: argparse.Namespace, num_shot: int, **changes: int) -> TaskStream:
+def make_stream(table: AnyTable, args: argparse.Namespace, num_shot: int, **changes: int) -> TaskStream:
     """The training stream at the sizes of ``args``."""
     sizes = {"num_way": args.num_way, "num_query": args.num_query, "batch_size": args.tasks_per_batch} | changes
     return TaskStream(
@@ -83,7 +83,7 @@ def make_stream(table: FeatureTable, args: argparse.Namespace, num_shot: int, **
         **sizes,
         batches_per_epoch=UPDATES_PER_STEP,
         batches_per_step=UPDATES_PER_STEP,
-        generator=torch.Generator(table.features.device).manual_seed(0),
+        generator=torch.Generator(table.device).manual_seed(0),
     )
 
 
