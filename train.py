@@ -7,12 +7,13 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from runner import names
 from runner.config import check_arguments, check_keys, check_overrides, names_are_text
 from runner.errors import InputError, end_with_message, hydra_raises, users_environment, users_message
-from runner.process import ignore_surroundings, import_task, show_all_letters
+from runner.process import ignore_surroundings, light_imports, show_all_letters
 
 log = logging.getLogger(__name__)
 names.register()
@@ -24,14 +25,14 @@ def main(cfg: DictConfig) -> float | None:
     ignore_surroundings()
     show_all_letters()
     try:
-        with users_environment():
+        with users_environment(), light_imports():
             names_are_text(cfg)
             check_keys(cfg)
             check_overrides(cfg)
             check_arguments(cfg)
             outcome = None
             for task in cfg.stage.tasks:
-                outcome = import_task(task)(cfg)
+                outcome = get_method(task)(cfg)
             return outcome
     except Exception as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:

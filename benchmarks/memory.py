@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         without = without or means
         for seed, peak in enumerate(peaks):
             added = {f"{name} adds": peak[name] - without[name] for name in peak}
-            rows.append({"features MB": num_bytes / 1e6, "run": seed} | peak | added | {"limit": LIMIT})
+            rows.append({"features MB": num_bytes / 1e6, "run": seed} | peak | added | {"limit of own": LIMIT})
     show(f"MB of memory of {args.runs} runs at once", rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

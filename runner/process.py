@@ -3,14 +3,14 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from typing import Any
+from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_method
 from lightning_utilities.core import imports
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -30,30 +30,24 @@ _RANKS = (
 _FOR_OTHER_METRICS = ("matplotlib", "scipy", "torchvision")
 
 
-def import_task(name: str) -> Callable[..., Any]:
-    """The function ``name`` of a stage's task. Lightning, which tasks import, imports torchmetrics, and that much else:
-    without it they start in two thirds of the time.
-    """
-    with unseen_by_lightning(_FOR_OTHER_METRICS):
-        return get_method(name)
-
-
 @contextmanager
-def unseen_by_lightning(packages: tuple[str, ...]) -> Iterator[None]:
-    """Within, ``packages`` are not there for the checks of Lightning's libraries; an import of them works."""
-    version, is_available = imports._version, imports.package_available
+def light_imports() -> Iterator[None]:
+    """Within, Lightning, which imports all of torchmetrics, does so without what that imports for other metrics: a
+    quarter of what a training has to import. Whoever imports these packages by name gets them.
+    """
 
     def version_of(name: str) -> str:
-        if name in packages:
+        if name in _FOR_OTHER_METRICS:
             raise PackageNotFoundError(name)
         return version(name)
 
-    imports._version = version_of
-    imports.package_available = lambda name: name not in packages and is_available(name)  # type: ignore[assignment]
-    try:
+    is_available = imports.package_available
+    changes: dict[str, Any] = {
+        "_version": version_of,
+        "package_available": lambda name: name not in _FOR_OTHER_METRICS and is_available(name),
+    }
+    with patch.multiple(imports, **changes):
         yield
-    finally:
-        imports._version, imports.package_available = version, is_available
 
 
 def is_first_process() -> bool:

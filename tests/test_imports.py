@@ -80,5 +80,31 @@ TRAINING = {"pytorch_lightning", "torchmetrics"}
     ],
 )
 def test_a_task_does_not_import_what_it_does_not_use(task, unused):
-    program = f"import sys; from runner.process import import_task; import_task({task!r}); print(*sys.modules)"
-    assert unused & set(" ".join(run(program)).split()) == set()
+    imported = run(
+        f"""
+import sys
+from hydra.utils import get_method
+from runner.process import light_imports
+with light_imports():
+    get_method({task!r})
+print(*sys.modules, sep="\\n")"""
+    )
+    assert "runner.process" in imported
+    assert unused & set(imported) == set()
+
+
+def test_neither_does_a_command(tmp_path):
+    """Its checks import too: of what is configured."""
+    imported = run(
+        f"""
+import sys, train
+sys.argv = ["train.py", "--config-path={ROOT / "conf"}", "stage=test", "run_dir={tmp_path / "run"}"]
+try:
+    train.main()
+except SystemExit as end:
+    assert "stage=test needs checkpoint=PATH" in str(end.code), end
+print(*sys.modules, sep="\\n")"""
+    )
+    assert "leo.run" in imported
+    # matplotlib: the glyphs are drawn with its fonts
+    assert (HEAVY - {"matplotlib"} | {"matplotlib.pyplot"}) & set(imported) == set()
