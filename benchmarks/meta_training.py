@@ -147,7 +147,11 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        shown = (
+            "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+            for value in row.values()
+        )
+        table.add_row(*shown)
     console.print(table)
 
 
@@ -324,10 +328,10 @@ SIZES = (
          "images and weights have D numbers; the pairs of the relation network do not grow"),
     Size("images a class", False, (150, 300, 600, 1200), "0", "0", "a task draws as many, however many there are"),
     Size("classes", False, (16, 32, 64, 128), "0", "0", "a task draws as many, however many there are"),
-    Size("images a class", True, (150, 300, 600, 1200), "towards 1", "towards 1",
-         "all of them are scored; the adaptation does not grow"),
-    Size("classes", True, (10, 20, 40, 80), "0", "-1 to 0",
-         "as many images are scored; a class at a time, by the classifiers of the fewer tasks that have it"),
+    Size("images a class", True, (150, 300, 600, 1200), "towards 1", "0",
+         "all of them are scored, a class at a time, which takes less memory than the adaptation, which does not grow"),
+    Size("classes", True, (10, 20, 40, 80), "0", "0",
+         "as many images are scored, a class at a time, each by the fewer tasks that have it"),
 )  # fmt: skip
 
 
@@ -391,8 +395,8 @@ def peak_memory(call: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]  # it has run
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(accumulate(num_bytes for _, num_bytes in changes), default=0)
+    changes = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes), default=0)
 
 
 PARTS = {"update": update, "lightning": lightning, "test": test, "scaling": scaling}
