@@ -238,7 +238,7 @@ class Normalizer(nn.Module):
         return nn.functional.normalize((features - self.mean) / self.std, dim=-1) * features.shape[-1] ** 0.5
 
     def scale_(self, features: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
-        """The same to the bit, in place of ``features`` and several times as fast: for data, without a gradient."""
+        """The same to the bit, in place of ``features`` and about twice as fast: for data, without a gradient."""
         if self.kind != "l2":
             features.sub_(self.mean)
         if self.kind == "standardize":
@@ -294,7 +294,7 @@ def scaled(tables: list[FeatureTable], normalizer: Normalizer, device: torch.dev
     """``tables`` as one, with the features that a learner sees, on ``device``.
 
     Where that takes at most ``COPIED`` bytes, or another device needs a copy anyway, all of them are scaled now. Else
-    each row is scaled when it is taken, which makes an update about a hundredth slower, and tests a fifth.
+    each row is scaled when it is taken, which makes updates a few hundredths slower, and tests somewhat.
     """
     num_bytes = sum(table.features.nbytes for table in tables)
     if num_bytes > COPIED and torch.device(device).type == "cpu":
