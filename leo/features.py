@@ -294,7 +294,7 @@ def scaled(tables: list[FeatureTable], normalizer: Normalizer, device: torch.dev
     """``tables`` as one, with the features that a learner sees, on ``device``.
 
     Where that takes at most ``COPIED`` bytes, or another device needs a copy anyway, all of them are scaled now. Else
-    each row is scaled when it is taken, which makes updates a few hundredths slower, and tests somewhat.
+    each row is scaled when it is taken, which makes updates a few hundredths slower, and tests a tenth.
     """
     num_bytes = sum(table.features.nbytes for table in tables)
     if num_bytes > COPIED and torch.device(device).type == "cpu":
