@@ -4,13 +4,15 @@
 
 Features are random: 64 classes of 600 images to train, 20 of 600 to test, 640-d. ``update`` is a whole meta-update
 (sampling, gather, forward, both inner loops, backward, clipping, Adam); ``lightning`` the same through the trainer;
-``test`` scores tasks on all remaining images; ``scaling`` varies one size at a time. Figures are medians of repeats,
+``test`` scores tasks on all remaining images; ``scaling`` varies one size at a time, and shows time, memory and how
+both grow. Figures are medians of repeats,
 and contestants take turns, so that a busy machine slows all of them.
 """
 
 import argparse
 import json
 import logging
+import math
 import os
 import resource
 import statistics
@@ -19,8 +21,9 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -28,13 +31,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import reference
 from leo import kernels
 from leo.captured_update import CapturedUpdate
 from leo.episodes import TaskIndices, TaskStream, sample_tasks
 from leo.evaluate import Scorer, evaluate, fixed_tasks
-from leo.features import FeatureTable, Normalizer
+from leo.features import AnyTable, FeatureTable, Normalizer
 from leo.leo import LEO
 from leo.module import MetaLearning, TaskData
 from leo.update import MetaUpdate
@@ -56,18 +60,23 @@ def make_table(num_classes: int, num_images: int, num_features: int, device: str
     ).to(device)
 
 
-def make_leo(num_features: int, device: str, inner_loops: Literal["closed_form", "autograd"] = "closed_form") -> LEO:
+def make_leo(
+    num_features: int,
+    device: str,
+    inner_loops: Literal["closed_form", "autograd"] = "closed_form",
+    num_latents: int = 64,
+) -> LEO:
     """LEO with the settings of the paper (miniImageNet, 1-shot), without the searched rates, which cost nothing."""
     torch.manual_seed(0)
     return LEO(
-        num_features=num_features, num_latents=64, latents="class", initial_code="encoder", stochastic=True,
+        num_features=num_features, num_latents=num_latents, latents="class", initial_code="encoder", stochastic=True,
         num_latent_steps=5, num_finetune_steps=5, latent_lr=1.0, finetune_lr=0.001, dropout=0.3,
         kl_weight=0.001, encoder_penalty_weight=1e-9, l2_weight=1e-8, orthogonality_weight=0.1,
         inner_loops=inner_loops,
     ).to(device)  # fmt: skip
 
 
-def make_stream(table: FeatureTable, args: argparse.Namespace, num_shot: int, **changes: int) -> TaskStream:
+def make_stream(table: AnyTable, args: argparse.Namespace, num_shot: int, **changes: int) -> TaskStream:
     """The training stream at the sizes of ``args``."""
     sizes = {"num_way": args.num_way, "num_query": args.num_query, "batch_size": args.tasks_per_batch} | changes
     return TaskStream(
@@ -76,15 +85,18 @@ def make_stream(table: FeatureTable, args: argparse.Namespace, num_shot: int, **
         **sizes,
         batches_per_epoch=UPDATES_PER_STEP,
         batches_per_step=UPDATES_PER_STEP,
-        generator=torch.Generator(table.features.device).manual_seed(0),
+        generator=torch.Generator(table.device).manual_seed(0),
     )
 
 
 def our_update(
-    table: FeatureTable, stream: TaskStream, inner_loops: Literal["closed_form", "autograd"] = "closed_form"
+    table: FeatureTable,
+    stream: TaskStream,
+    inner_loops: Literal["closed_form", "autograd"] = "closed_form",
+    num_latents: int = 64,
 ) -> Callable[[], Any]:
     """One call is one update."""
-    leo = make_leo(table.features.shape[1], str(table.features.device), inner_loops)
+    leo = make_leo(table.features.shape[1], str(table.features.device), inner_loops, num_latents)
     optimizer = torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator(table.features.device).manual_seed(1)
     kind = CapturedUpdate if stream.device.type == "cuda" else MetaUpdate
@@ -148,7 +160,11 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        shown = (
+            "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+            for value in row.values()
+        )
+        table.add_row(*shown)
     console.print(table)
 
 
@@ -304,28 +320,99 @@ def test(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+class Size(NamedTuple):
+    """A size that ``scaling`` varies: of an update, or else of a test; the exponents expected of time and memory."""
+
+    name: str
+    of_test: bool
+    values: tuple[int, ...]
+    time: str
+    memory: str
+    why: str
+
+
+SIZES = (
+    Size("ways", False, (2, 5, 10, 20), "1 to 2", "1 to 2",
+         "images and classifiers grow with N, the relation network's pairs and the logits with its square"),
+    Size("shots", False, (1, 2, 5, 10), "towards 2", "towards 2",
+         "the relation network sees (N K)^2 pairs; the queries do not grow"),
+    Size("tasks a batch", False, (6, 12, 24, 48), "towards 1", "1",
+         "all tensors have a row for each task; the cost of starting an operation does not grow"),
+    Size("latents", False, (16, 32, 64, 128), "0 to 1", "0 to 1",
+         "the decoder and the pairs grow with Z, most tensors are as wide as the features"),
+    Size("features", False, (160, 320, 640, 1280), "towards 1", "towards 1",
+         "images and weights have D numbers; the pairs of the relation network do not grow"),
+    Size("images a class", False, (150, 300, 600, 1200), "0", "0", "a task draws as many, however many there are"),
+    Size("classes", False, (16, 32, 64, 128), "0", "0", "a task draws as many, however many there are"),
+    Size("images a class", True, (150, 300, 600, 1200), "towards 1", "0",
+         "all of them are scored, a class at a time, which takes less memory than the adaptation, which does not grow"),
+    Size("classes", True, (10, 20, 40, 80), "0", "0",
+         "as many images are scored, a class at a time, each by the fewer tasks that have it"),
+)  # fmt: skip
+
+
 def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds of an update, and of testing 1,000 tasks, where one size is varied."""
+    """Time and memory of an update, and of testing 500 tasks, where one size is varied; 1 shot where nothing is said.
+
+    Each row has the exponents from the row before it: the slopes of the curve in a double logarithmic plot.
+    """
     torch.set_num_threads(args.threads[0])
-    table, rows = make_table(64, 600, args.num_features, args.device), []
-    varied = [("num_way", value) for value in (2, 5, 10, 20)] + [("num_shot", value) for value in (1, 2, 5, 10)]
-    varied += [("tasks_per_batch", value) for value in (6, 12, 24, 48)]
-    for name, value in varied:
-        changes = {"num_way": value} if name == "num_way" else {"batch_size": value} if "tasks" in name else {}
-        stream = make_stream(table, args, value if name == "num_shot" else 1, **changes)
-        seconds = in_turns({"update": (our_update(table, stream), 10)}, args.repeats)["update"]
-        rows.append({"varied": name, "value": value, "ms": 1000 * seconds})
-    leo = make_leo(args.num_features, args.device).eval()
-    for num_images in (150, 300, 600, 1300):
-        tested = make_table(20, num_images, args.num_features, args.device)
-        tasks = fixed_tasks(tested, 1000, args.num_way, 1, seed=2)
-        scorer = Scorer(leo, tested, 1)
-        seconds = in_turns({"test": (lambda scorer=scorer, tasks=tasks: [scorer(c) for c in tasks], 1)}, args.repeats)
-        rows.append(
-            {"varied": "images per class (1,000 test tasks)", "value": num_images, "ms": 1000 * seconds["test"]}
-        )
-    show(f"cost by size, {args.threads[0]} thread(s)", rows)
+    rows = []
+    for size in SIZES:
+        of_size: list[dict[str, Any]] = []
+        for value in size.values:
+            make = testing if size.of_test else updating
+            call, count = make(args, {size.name: value})
+            ms = 1000 * in_turns({size.name: (call, count)}, args.repeats)[size.name]
+            row = {size.name: value, "ms": ms, "slope": None, "expected": size.time}
+            row |= {"MB": peak_memory(call) / 1e6, "slope of MB": None, "expected of MB": size.memory}
+            if of_size:
+                row |= {"slope": slope(of_size[-1], row, size.name, "ms")}
+                row |= {"slope of MB": slope(of_size[-1], row, size.name, "MB")}
+            of_size.append(row)
+        what = "a test of 500 tasks" if size.of_test else "an update"
+        show(f"{what} by {size.name}: {size.why}", of_size)
+        rows += [{"of": what, "varied": size.name, "value": row.pop(size.name), **row} for row in of_size]
     return rows
+
+
+def updating(args: argparse.Namespace, changes: dict[str, int]) -> tuple[Callable[[], Any], int]:
+    """An update where ``changes`` replace sizes, and how often to call it."""
+    num_features, num_shot = changes.get("features", args.num_features), changes.get("shots", 1)
+    table = make_table(changes.get("classes", 64), changes.get("images a class", 600), num_features, args.device)
+    sizes = {"num_way": changes.get("ways", args.num_way)}
+    sizes |= {"batch_size": changes.get("tasks a batch", args.tasks_per_batch)}
+    return our_update(table, make_stream(table, args, num_shot, **sizes), num_latents=changes.get("latents", 64)), 10
+
+
+def testing(args: argparse.Namespace, changes: dict[str, int]) -> tuple[Callable[[], Any], int]:
+    """A test of 500 tasks where ``changes`` replace sizes, and how often to call it."""
+    table = make_table(changes.get("classes", 20), changes.get("images a class", 600), args.num_features, args.device)
+    scorer = Scorer(make_leo(args.num_features, args.device).eval(), table, 1)
+    (tasks,) = fixed_tasks(table, 500, args.num_way, 1, seed=2)
+    return partial(scorer, tasks), 1
+
+
+def slope(before: dict[str, Any], after: dict[str, Any], size: str, cost: str) -> float:
+    """The exponent by which ``cost`` grows with ``size`` between two rows."""
+    return math.log(after[cost] / before[cost]) / math.log(after[size] / before[size])
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """The most bytes of tensors that ``call`` holds at a time, beyond those that there were before it.
+
+    By torch's own count of each tensor that is made and freed; what libraries take within a product is not in it.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]  # it has run
+    changes = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes), default=0)
 
 
 PARTS = {"update": update, "lightning": lightning, "test": test, "scaling": scaling}

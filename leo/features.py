@@ -15,6 +15,9 @@ from runner.errors import InputError, MissingFileError
 
 FORMAT = "leo-features-1"
 NORMALIZATIONS = ("l2", "standardize", "centred_l2")
+COPIED = 10**8  # bytes of features of which each run makes a scaled copy: 64 classes of 600 images, 640-d
+ROWS_AT_A_TIME = 4096  # of a table that is looked through: what is computed of them takes some 10 MB
+COLUMNS_AT_A_TIME = 16  # the same, where each column is needed as a whole: a line of the processor's cache
 ORIGIN = ("data", "extractor", "layer", "crop", "checkpoint")  # that every feature file records
 
 
@@ -40,13 +43,25 @@ class FeatureTable(NamedTuple):
         """Identifies the features: their origin without the settings of stage 1."""
         return {key: value for key, value in self.origin.items() if key != "config"}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.offsets.device
+
+    def take(self, rows: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
+        """The features of some images, copied; ``index_select`` takes a quarter of the time of indexing."""
+        return self.features.index_select(0, rows)
+
     def to(self, device: torch.device | str) -> "FeatureTable":
         """The same table with its tensors on ``device``."""
         return self._replace(features=self.features.to(device), offsets=self.offsets.to(device))
 
 
 def load_features(folder: Path, split: str) -> FeatureTable:
-    """The table of ``split`` in ``folder``, after every check that a file can fail."""
+    """The table of ``split`` in ``folder``, after every check that a file can fail.
+
+    The file is mapped, not read: runs side by side share its pages, and a row takes memory once it is used.
+    """
     path = folder / f"{split}.safetensors"
     with opened(path) as file:
         metadata = file.metadata() or {}
@@ -70,7 +85,9 @@ def load_features(folder: Path, split: str) -> FeatureTable:
             f"{path} names {len(set(class_names))} different classes for {len(offsets) - 1} groups of images; "
             f"export it again"
         )
-    finite = features.isfinite().all(dim=1)
+    finite = torch.empty(len(features), dtype=torch.bool)  # made first: between larger tensors results leave gaps
+    for rows, of_rows in zip(features.split(ROWS_AT_A_TIME), finite.split(ROWS_AT_A_TIME), strict=True):
+        torch.all(rows.isfinite(), dim=1, out=of_rows)
     if not finite.all():
         row = int((~finite).nonzero()[0])
         name = class_names[int(torch.searchsorted(offsets, row, right=True)) - 1]
@@ -172,13 +189,14 @@ def load_splits(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")
 
 def concatenate(tables: list[FeatureTable]) -> FeatureTable:
     """One table with the classes of all ``tables``, in order (training on train + val, Appendix B.5 and B.7)."""
+    features = torch.cat([table.features for table in tables])
+    return FeatureTable(features, *joined_classes(tables), tables[0].origin)
+
+
+def joined_classes(tables: list[FeatureTable]) -> tuple[Int[Tensor, " C_plus_1"], list[str]]:
+    """Offsets and names of the classes of all ``tables``, in order."""
     sizes = torch.cat([table.class_sizes for table in tables])
-    return FeatureTable(
-        features=torch.cat([table.features for table in tables]),
-        offsets=nn.functional.pad(sizes.cumsum(0), (1, 0)),
-        class_names=[name for table in tables for name in table.class_names],
-        origin=tables[0].origin,
-    )
+    return nn.functional.pad(sizes.cumsum(0), (1, 0)), [name for table in tables for name in table.class_names]
 
 
 class Normalizer(nn.Module):
@@ -200,14 +218,16 @@ class Normalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
 
-    def fit(self, features: Float[Tensor, "n D"]) -> None:
-        """Take the statistics of ``features`` that the kind needs. Constant dimensions keep their scale."""
+    def fit(self, *parts: Float[Tensor, "_ D"]) -> None:
+        """Take the statistics of all rows of ``parts`` that the kind needs. Constant dimensions keep their scale."""
         if self.kind == "l2":
             return
-        std, mean = torch.std_mean(features, dim=0)
-        self.mean.copy_(mean)
-        if self.kind == "standardize":
-            self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        for columns in torch.arange(len(self.mean)).split(COLUMNS_AT_A_TIME):
+            block = slice(int(columns[0]), int(columns[-1]) + 1)
+            std, mean = torch.std_mean(torch.cat([part[:, block] for part in parts]), dim=0)
+            self.mean[block] = mean
+            if self.kind == "standardize":
+                self.std[block] = torch.where(std > 0, std, torch.ones_like(std))
 
     def forward(self, features: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
         """The scaled features."""
@@ -216,3 +236,68 @@ class Normalizer(nn.Module):
         if self.kind == "centred_l2":
             return nn.functional.normalize(features - self.mean, dim=-1)
         return nn.functional.normalize((features - self.mean) / self.std, dim=-1) * features.shape[-1] ** 0.5
+
+    def scale_(self, features: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
+        """The same to the bit, in place of ``features`` and about twice as fast: for data, without a gradient."""
+        if self.kind != "l2":
+            features.sub_(self.mean)
+        if self.kind == "standardize":
+            features.div_(self.std)
+        nn.functional.normalize(features, dim=-1, out=features)
+        return features.mul_(features.shape[-1] ** 0.5) if self.kind == "standardize" else features
+
+
+class ScaledTable(NamedTuple):
+    """The classes of ``tables``, one table after another, whose features are scaled when they are taken.
+
+    For tables so large that neither a scaled nor a joined copy of them should be made; else as ``FeatureTable``.
+    """
+
+    tables: list[FeatureTable]
+    normalizer: Normalizer
+    offsets: Int[Tensor, " C_plus_1"]
+    class_names: list[str]
+
+    @property
+    def class_sizes(self) -> Int[Tensor, " C"]:
+        """Number of images of each class."""
+        return self.offsets.diff()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the features came from."""
+        return self.tables[0].origin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.offsets.device
+
+    def take(self, rows: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
+        """The scaled features of some images."""
+        first, *others = self.tables
+        if not others:
+            return self.normalizer.scale_(first.take(rows))
+        taken, start = first.features.new_empty(len(rows), first.features.shape[1]), 0
+        for table in self.tables:
+            end = start + len(table.features)
+            places = ((rows >= start) & (rows < end)).nonzero().squeeze(1)
+            taken.index_copy_(0, places, table.take(rows.index_select(0, places) - start))
+            start = end
+        return self.normalizer.scale_(taken)
+
+
+AnyTable = FeatureTable | ScaledTable
+
+
+def scaled(tables: list[FeatureTable], normalizer: Normalizer, device: torch.device | str) -> AnyTable:
+    """``tables`` as one, with the features that a learner sees, on ``device``.
+
+    Where that takes at most ``COPIED`` bytes, or another device needs a copy anyway, all of them are scaled now. Else
+    each row is scaled when it is taken, which makes updates a few hundredths slower, and tests a tenth.
+    """
+    num_bytes = sum(table.features.nbytes for table in tables)
+    if num_bytes > COPIED and torch.device(device).type == "cpu":
+        return ScaledTable(tables, normalizer, *joined_classes(tables))
+    joined = concatenate(tables).to(normalizer.mean.device)
+    return joined._replace(features=normalizer.scale_(joined.features)).to(device)

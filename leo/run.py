@@ -19,7 +19,7 @@ from leo import kernels
 from leo.checkpoint import load_weights, start_from
 from leo.episodes import TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
-from leo.features import FeatureTable, Normalizer, concatenate, load_splits
+from leo.features import AnyTable, FeatureTable, Normalizer, load_splits, scaled
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
 from runner.checkpoints import save_checkpoint
@@ -204,9 +204,8 @@ class Classification:
     def data(self, module: MetaLearning, device: torch.device) -> TaskData:
         """Tasks of scaled features."""
         cfg = self.cfg
-        training = concatenate([scaled(module, self.tables[split]).to(device) for split in cfg.train_splits])
         stream = TaskStream(
-            training,
+            self.scaled(module, cfg.train_splits, device),
             num_way=cfg.num_way,
             num_shot=cfg.num_shot,
             num_query=cfg.num_query,
@@ -215,16 +214,21 @@ class Classification:
             batches_per_step=updates_per_step(cfg),
             generator=torch.Generator(device).manual_seed(cfg.seed),
         )
-        val = scaled(module, self.tables["val"]).to(device)
+        val = self.scaled(module, ["val"], device)
         return TaskData(stream, self.val_tasks(val), partial(Scorer, table=val, num_shot=cfg.num_shot))
 
-    def val_tasks(self, val: FeatureTable) -> list[TaskIndices]:
+    def scaled(self, module: MetaLearning, splits: Sequence[str], device: torch.device) -> AnyTable:
+        """The classes of ``splits``, with the features that the learner sees."""
+        assert module.normalizer is not None
+        return scaled([self.tables[split] for split in splits], module.normalizer, device)
+
+    def val_tasks(self, val: AnyTable) -> list[TaskIndices]:
         """The validation tasks of the table ``val``."""
         return fixed_tasks(val, self.cfg.val.num_tasks, self.cfg.num_way, self.cfg.num_shot, VAL_SEED)
 
     def val_accuracy(self, module: MetaLearning) -> Tensor:
         """The accuracy on each validation task [T], fractions."""
-        val = scaled(module, self.tables["val"].to(module.device))
+        val = self.scaled(module, ["val"], module.device)
         assert isinstance(module.learner, Learner)
         return evaluate(module.learner, val, self.val_tasks(val), self.cfg.num_shot).accuracy
 
@@ -234,7 +238,7 @@ class Classification:
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """Accuracy, its interval and the loss on the test tasks."""
-        cfg, table = self.cfg, scaled(module, self.tables["test"].to(device))
+        cfg, table = self.cfg, self.scaled(module, ["test"], device)
         assert isinstance(module.learner, Learner)
         tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
         scores = evaluate(module.learner, table, tasks, cfg.num_shot)
@@ -261,10 +265,11 @@ class Classification:
 
 def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
     """The learner of ``cfg`` in its Lightning module, its normaliser fitted to the training splits."""
-    training = concatenate([tables[split] for split in cfg.train_splits]).features
-    normalizer = Normalizer(cfg.features.normalize, training.shape[1])
-    normalizer.fit(training)
-    return make_module(cfg, normalizer, num_features=training.shape[1])
+    training = [tables[split].features for split in cfg.train_splits]
+    num_features = training[0].shape[1]
+    normalizer = Normalizer(cfg.features.normalize, num_features)
+    normalizer.fit(*training)
+    return make_module(cfg, normalizer, num_features=num_features)
 
 
 def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) -> MetaLearning:
@@ -293,12 +298,6 @@ def accelerator(cfg: DictConfig) -> str:
     if cfg.trainer.accelerator == "auto":
         return "gpu" if cfg.captured else "cpu"
     return str(cfg.trainer.accelerator)
-
-
-def scaled(module: MetaLearning, table: FeatureTable) -> FeatureTable:
-    """``table`` with the features that the learner sees."""
-    assert module.normalizer is not None
-    return table._replace(features=module.normalizer(table.features))
 
 
 def updates_per_step(cfg: DictConfig) -> int:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.errors import InputError, MissingFileError
-from runner.files import UMASK, whole_file
+from runner.files import whole_file
 
 SPLITS = ("train", "val", "test")
 _FORMAT = "leo-images-1"
@@ -130,7 +130,6 @@ def stream_split(
             done += 1
         file.write(fingerprint.digest())
     assert done == shape[0]
-    partial.chmod(0o666 & ~UMASK)
     partial.replace(path)
 
 

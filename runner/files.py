@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import InputError
-
-UMASK = os.umask(0)
-os.umask(UMASK)
 
 NOT_WRITABLE = {
     errno.ENOSPC: "make room there",
@@ -54,14 +52,17 @@ def error_number(error: Exception) -> int:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path next to ``path`` that takes its name on success and is removed on failure.
 
-    What is on disk survives a loss of power: the content is there before the name.
+    What is on disk survives a loss of power: the content is there before the name. Who may read it is as of any file
+    that this process makes; some writers make files that only their owner can read.
     """
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
         try:
+            partial.touch()
+            mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
-            partial.chmod(0o666 & ~UMASK)  # some writers make files that only their owner can read
+            partial.chmod(mode)
             synchronise(partial)
             partial.replace(path)
         finally:

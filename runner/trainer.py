@@ -1,5 +1,6 @@
 """Lightning's trainer as the keys of ``trainer`` describe it, on one machine."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,8 +31,9 @@ def new_trainer(partial_trainer: Callable[..., pl.Trainer], **settings: Any) -> 
     """The trainer. Raises where the keys of ``trainer``, which are the user's, make none on this machine.
 
     It starts its processes itself: what SLURM or torchrun have left in the environment, or a command ``srun`` on the
-    PATH, changes nothing.
+    PATH, changes nothing. From then on Lightning leaves out what is of no use here.
     """
+    hide_advice()
     given = getattr(partial_trainer, "keywords", {}).get("plugins") or []
     plugins = [LightningEnvironment(), *(given if isinstance(given, list) else [given])]
     try:
@@ -41,6 +43,15 @@ def new_trainer(partial_trainer: Callable[..., pl.Trainer], **settings: Any) -> 
         raise InputError(
             f"the keys of trainer make no trainer: {reason}; trainer=auto takes what this machine has"
         ) from error
+
+
+def hide_advice() -> None:
+    """Show no more of Lightning's messages that are advertisement, or about what no user can change."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
+    # Lightning 2.6 uses a call that torch 2.11 deprecated.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # Meta-training logs by itself; what Lightning would log by its own interval is shown, not logged.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
 @contextmanager

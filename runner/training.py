@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -28,11 +27,6 @@ from runner.terminal import shares_terminal
 from runner.trainer import DirectCheckpointIO, new_trainer, silent_about_srun
 
 log = logging.getLogger(__name__)
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
-# Lightning 2.6 uses a call that torch 2.11 deprecated; nothing a user could do.
-warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-# Meta-training logs by itself; what Lightning would log by its own interval is shown, not logged.
-warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
 class Trained(NamedTuple):

@@ -19,7 +19,7 @@ from sweeps import commands
 from sweeps.chart import Chart, Line, Points, chart
 from sweeps.collect import key
 from sweeps.pictures import PLOTS
-from sweeps.study import SURPLUS, Progress, is_retry, literal, progress
+from sweeps.study import SURPLUS, Progress, is_retry, literal, progress, quiet_optuna
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def in_file(path: Path) -> Iterator[Search]:
 @contextmanager
 def opened(path: Path) -> Iterator[BaseStorage]:
     """The storage in a file of ours, for reading."""
+    quiet_optuna()
     if path.suffix == ".journal":
         yield JournalStorage(JournalFileBackend(str(path)))
         return

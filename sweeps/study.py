@@ -28,15 +28,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from runner.errors import InputError
 
 log = logging.getLogger(__name__)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
 
 SURPLUS, ERROR = "surplus", "error"  # user attributes of trials
 ATTEMPTS = 10
 
 
+def quiet_optuna() -> None:
+    """Show no more of what Optuna says of its own accord."""
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats and pictures, for years
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs its trials itself
+
+
 def open_storage(config: DictConfig) -> BaseStorage:
     """The configured storage. Workers that make its tables at the same moment get in each other's way: try again."""
+    quiet_optuna()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             changes = {"url": literal(config.url)} if "url" in config else {}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from leo.episodes import sample_tasks
-from leo.evaluate import evaluate, fixed_tasks, interval95
+from leo.evaluate import PAIRS_PER_ADAPTATION, Scorer, correct_and_loss, evaluate, fixed_tasks, interval95
 from leo.meta_sgd import MetaSGD
 from leo.prototypes import LinearPrototypes, NearestCentroid
 from tests.leo.tables import make_table
@@ -57,6 +57,28 @@ def test_a_classifier_without_opinion_is_at_chance_not_at_one():
     table = make_table([10] * 4)
     scores = evaluate(learner, table, fixed_tasks(table, 50, 4, 1, seed=0), 1)
     torch.testing.assert_close(scores.accuracy, torch.full((50,), 0.25))
+
+
+def test_of_classes_that_score_the_same_the_first_is_the_best():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(3, (40, 4, 11), generator=generator).float()  # of four numbers below 3 two are equal
+    position = torch.randint(4, (40,), generator=generator)
+    correct, loss = correct_and_loss(logits.clone(), position)
+    best = logits.numpy().argmax(1)  # the first of them, as numpy documents
+    assert correct.bool().tolist() == (best == position.numpy()[:, None]).tolist()
+    labels = position.unsqueeze(1).expand(-1, 11)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, reduction="none"))
+
+
+@pytest.mark.parametrize(("num_shot", "num_tasks"), [(1, 100), (8, 32), (70, 1)])
+def test_few_tasks_are_adapted_together_where_they_have_many_pairs(num_shot, num_tasks):
+    table, learner, sizes = make_table([90] * 4), NearestCentroid(num_features=6).eval(), []
+    adapt = learner.adapt
+    learner.adapt = lambda support: sizes.append(support.shape) or adapt(support)
+    Scorer(learner, table, num_shot)(fixed_tasks(table, 200, 4, num_shot, seed=0)[0])
+    assert sizes[0][0] == num_tasks
+    assert num_tasks == 1 or num_tasks * (4 * num_shot) ** 2 <= PAIRS_PER_ADAPTATION
+    assert sum(len_ for len_, *_ in sizes) == 200
 
 
 def test_fixed_tasks_are_the_same_each_time_and_come_in_chunks():

@@ -1,11 +1,22 @@
 """Feature files: what is read, what is refused, how features are scaled."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from leo.features import Normalizer, concatenate, load_features, load_splits
+from leo.features import (
+    NORMALIZATIONS,
+    FeatureTable,
+    Normalizer,
+    ScaledTable,
+    concatenate,
+    load_features,
+    load_splits,
+    scaled,
+)
 from tests.leo.tables import make_table, write_features, write_splits
 
 
@@ -124,3 +135,46 @@ def test_an_unknown_normalization_names_the_choices():
         ValueError, match="features.normalize='L2' is unknown; choose one of l2, standardize, centred_l2"
     ):
         Normalizer("L2", 2)
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_statistics_of_parts_are_those_of_the_whole_to_the_bit(kind):
+    first, second = make_table([700, 900], 37, seed=0).features, 3 + make_table([800], 37, seed=1).features
+    both = torch.cat([first, second])
+    both[:, 5] = first[:, 5] = second[:, 5] = 2.0
+    normalizer = Normalizer(kind, 37)
+    normalizer.fit(first, second)
+    std, mean = torch.std_mean(both, dim=0)
+    std[5] = 1.0
+    assert torch.equal(normalizer.mean, torch.zeros(37) if kind == "l2" else mean)
+    assert torch.equal(normalizer.std, std if kind == "standardize" else torch.ones(37))
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("num_tables", [1, 2, 3])
+def test_rows_scaled_when_taken_are_those_of_the_scaled_table_to_the_bit(kind, num_tables, monkeypatch):
+    tables = [make_table([50, 80, 30], 640, seed=seed) for seed in range(num_tables)]
+    normalizer, rows = Normalizer(kind, 640), torch.randint(160 * num_tables, (70,))
+    normalizer.fit(*(table.features for table in tables))
+    raw = torch.cat([table.features for table in tables])
+    whole = scaled(tables, normalizer, "cpu")
+    monkeypatch.setattr("leo.features.COPIED", 0)
+    by_row = scaled(tables, normalizer, "cpu")
+    assert isinstance(whole, FeatureTable)
+    assert isinstance(by_row, ScaledTable)
+    assert torch.equal(whole.features, normalizer(raw))
+    assert torch.equal(by_row.take(rows), whole.features[rows])
+    assert torch.equal(whole.take(rows), whole.features[rows])
+    assert torch.equal(by_row.offsets, whole.offsets)
+    assert (by_row.class_names, by_row.origin) == (whole.class_names, whole.origin)
+    assert torch.equal(raw, torch.cat([table.features for table in tables])), "what files hold is left as it is"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is mapped")
+def test_a_file_is_mapped_not_read(tmp_path):
+    path = write_features(tmp_path, "val", make_table([300] * 40, 640))
+    table = load_features(tmp_path, "val")
+    start, end = table.features.data_ptr(), table.features.data_ptr() + table.features.nbytes
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    of_file = [[int(address, 16) for address in line[0].split("-")] for line in maps if line[-1] == str(path)]
+    assert any(first <= start and end <= last for first, last in of_file)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from leo.checkpoint import load_weights
 from leo.evaluate import evaluate, fixed_tasks
-from leo.features import load_splits
-from leo.run import TEST_SEED, build, meta_train, scaled, test_checkpoint
+from leo.features import load_splits, scaled
+from leo.run import TEST_SEED, build, meta_train, test_checkpoint
 from runner.training import make_trainer, train
 from tests.leo.tables import make_table, write_features
 
@@ -32,7 +32,7 @@ def test_the_result_is_the_best_checkpoints(tmp_path, composed, toy_overrides):
     checkpoint = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
     module = build(cfg, load_splits(tmp_path / "toy"))
     module.load_state_dict(checkpoint["state_dict"])
-    table = scaled(module, load_splits(tmp_path / "toy")["test"])
+    table = scaled([load_splits(tmp_path / "toy")["test"]], module.normalizer, "cpu")
     scores = evaluate(module.learner, table, fixed_tasks(table, 40, 3, 1, TEST_SEED), 1)
     assert result["accuracy"] == pytest.approx(scores.accuracy.mean().item())
     assert result["val_accuracy"] == val_accuracy
@@ -247,6 +247,20 @@ def test_training_on_train_and_val_uses_both(composed, toy_overrides, tmp_path):
     tables = load_splits(tmp_path / "toy")
     both = torch.cat([tables["train"].features, tables["val"].features])
     torch.testing.assert_close(module.normalizer.mean, both.mean(0))
+
+
+@pytest.mark.parametrize("splits", ["[train]", "[train,val]"])
+def test_a_run_on_features_scaled_row_by_row_is_the_same(composed, toy_overrides, tmp_path, monkeypatch, splits):
+    cfg = composed(*toy_overrides, f"train_splits={splits}")
+    results, weights = [], []
+    for name, limit in (("copied", 10**8), ("by_row", 0)):
+        monkeypatch.setattr("leo.features.COPIED", limit)
+        meta_train(OmegaConf.merge(cfg, {"run_dir": str(tmp_path / name)}))
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+        weights.append(torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"])
+    for key in ("accuracy", "loss", "val_accuracy", "interval95"):
+        assert results[0][key] == results[1][key]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(composed, toy_overrides, tmp_path):
