@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from runner import names
 from runner.config import check_arguments, check_keys, check_overrides, names_are_text
 from runner.errors import InputError, end_with_message, hydra_raises, users_environment, users_message
-from runner.process import ignore_surroundings, light_imports, show_all_letters
+from runner.process import ignore_surroundings, show_all_letters
 
 log = logging.getLogger(__name__)
 names.register()
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     ignore_surroundings()
     show_all_letters()
     try:
-        with users_environment(), light_imports():
+        with users_environment():
             names_are_text(cfg)
             check_keys(cfg)
             check_overrides(cfg)

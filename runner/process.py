@@ -3,15 +3,9 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
-from typing import Any
-from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
-from lightning_utilities.core import imports
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -26,28 +20,6 @@ _RANKS = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-# What torchmetrics imports where it is installed, for metrics that nothing here uses.
-_FOR_OTHER_METRICS = ("matplotlib", "scipy", "torchvision")
-
-
-@contextmanager
-def light_imports() -> Iterator[None]:
-    """Within, Lightning, which imports all of torchmetrics, does so without what that imports for other metrics: a
-    quarter of what a training has to import. Whoever imports these packages by name gets them.
-    """
-
-    def version_of(name: str) -> str:
-        if name in _FOR_OTHER_METRICS:
-            raise PackageNotFoundError(name)
-        return version(name)
-
-    is_available = imports.package_available
-    changes: dict[str, Any] = {
-        "_version": version_of,
-        "package_available": lambda name: name not in _FOR_OTHER_METRICS and is_available(name),
-    }
-    with patch.multiple(imports, **changes):
-        yield
 
 
 def is_first_process() -> bool:
