@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.data import ImageBatch
 from pretrain.module import Pretraining
 from pretrain.wide_resnet import WideResNet
+from runner.names import register
 
 NUM_CLASSES = 64
 CONF = Path(__file__).parent.parent / "conf"
@@ -35,6 +36,7 @@ Step = Callable[[], None]
 
 def recipe(data: str) -> DictConfig:
     """The configuration of stage 1 on ``data``."""
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", [f"data={data}"])
 
