@@ -122,6 +122,11 @@ def operations_per_image(options: argparse.Namespace) -> float:
     return float(counter.get_total_flops())
 
 
+def peak_of(card: str) -> float | None:
+    """Dense bf16 operations per second of the card of this name; None where they are not known here."""
+    return next((peak for name, peak in PEAKS.items() if name in card), None)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -176,8 +181,7 @@ def main() -> None:
         "tflop_per_second": rates["ours"] * operations / 1e12,
     }
     if options.device == "cuda":
-        known = next((peak for name, peak in PEAKS.items() if name in device), None)
-        peak = options.peak * 1e12 if options.peak else known
+        peak = options.peak * 1e12 if options.peak else peak_of(device)
         result["share_of_bf16_peak"] = rates["ours"] * operations / peak if peak else None
         result["peak_memory_gib"] = memory / 2**30
     if (options.depth, options.width, options.size) == (28, 10, 80):
