@@ -328,6 +328,8 @@ def profile(device: str, sizes: Sizes | None = None, num_updates: int = 50) -> l
             for event in profiler.events() or []
             if event.device_type == kind and not event.is_user_annotation
         ]
+        if not spans:
+            raise RuntimeError("the profiler saw nothing that ran on the device")
         length = max(span.end for span in spans) - min(span.start for span in spans)
         rows.append(
             {

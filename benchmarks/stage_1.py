@@ -369,15 +369,13 @@ def compare(data: str, threads: int, args: argparse.Namespace, folder: Path) -> 
     cfg = recipe(data)
     jobs = [
         Job(contestant, data, folder, args.images_per_class, threads, args.steps, args.batch_size)
-        for contestant in args.contestants
+        for contestant in CONTESTANTS
     ]
     timings = measure(jobs, args.repeats)
     batch_size = args.batch_size or cfg.data.pretrain.batch_size
     about = {"network": cfg.backbone.name, "data": data, "threads": threads}
     return [
-        about
-        | {"contestant": job.contestant}
-        | row(job, timings[job.contestant], timings[args.contestants[0]], batch_size)
+        about | {"contestant": job.contestant} | row(job, timings[job.contestant], timings["ours"], batch_size)
         for job in jobs
     ]
 
@@ -386,7 +384,6 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(STORED), choices=STORED)
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--images-per-class", type=int, default=40)
     parser.add_argument("--batch-size", type=int, help="images; the recipe's where it is not given")
@@ -394,16 +391,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args(arguments)
-    rows = []
+    about = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    rows: list[dict[str, Any]] = []
     for data in args.data:
         with tempfile.TemporaryDirectory() as folder:
             write_files(make_store(STORED[data], args.images_per_class), Path(folder))
             for threads in args.threads:
-                rows += compare(data, threads, args, Path(folder))
-    show("stage 1: whole training loops", rows)
-    if args.json:
-        about = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-        write_json(args.json, about | {"rows": rows})
+                compared = compare(data, threads, args, Path(folder))
+                show("stage 1: whole training loops", compared)
+                rows += compared
+                if args.json:
+                    write_json(args.json, about | {"rows": rows})
     return rows
 
 
