@@ -51,7 +51,7 @@ def test_the_stopwatch_begins_after_the_warm_up(monkeypatch):
 
 def test_the_presets_of_the_loop_have_our_ranges():
     shift = preset(RandomShift(2), [0.25], [0.25], colours=True).transforms
-    assert (shift[0].size, shift[0].padding, shift[0].padding_mode) == ((32, 32), 2, "reflect")
+    assert (shift[0].size, shift[0].padding, shift[0].padding_mode) == ((32, 32), [2] * 4, "reflect")
     ours = stage_1.instantiate(recipe("mini_imagenet_small").data.pretrain.augment)
     assert isinstance(ours, InceptionAugment)
     crop, mirror, colours, *_ = preset(ours, [0.5] * 3, [0.5] * 3, colours=True).transforms
