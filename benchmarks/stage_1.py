@@ -296,6 +296,7 @@ def reference_loop(job: Job, cfg: DictConfig, store: ImageStore) -> Callable[[],
             shuffle=True,
             drop_last=True,
             num_workers=job.threads - 1,
+            multiprocessing_context="fork" if job.threads > 1 else None,  # torch's own choice in a plain program
         )
         metrics = {name: Smoothed() for name in ("loss", "acc1", "acc5", "img/s")}
         network.train()
