@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.data import ImageBatch
 from pretrain.module import Pretraining
 from pretrain.wide_resnet import WideResNet
+from runner.names import register
 
 NUM_CLASSES = 64
 CONF = Path(__file__).parent.parent / "conf"
@@ -35,6 +36,7 @@ Step = Callable[[], None]
 
 def recipe(data: str) -> DictConfig:
     """The configuration of stage 1 on ``data``."""
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", [f"data={data}"])
 
@@ -120,6 +122,11 @@ def operations_per_image(options: argparse.Namespace) -> float:
     return float(counter.get_total_flops())
 
 
+def peak_of(card: str) -> float | None:
+    """Dense bf16 operations per second of the card of this name; None where they are not known here."""
+    return next((peak for name, peak in PEAKS.items() if name in card), None)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -174,8 +181,7 @@ def main() -> None:
         "tflop_per_second": rates["ours"] * operations / 1e12,
     }
     if options.device == "cuda":
-        known = next((peak for name, peak in PEAKS.items() if name in device), None)
-        peak = options.peak * 1e12 if options.peak else known
+        peak = options.peak * 1e12 if options.peak else peak_of(device)
         result["share_of_bf16_peak"] = rates["ours"] * operations / peak if peak else None
         result["peak_memory_gib"] = memory / 2**30
     if (options.depth, options.width, options.size) == (28, 10, 80):

@@ -36,7 +36,7 @@ from runner.files import read_json, sha256
 from runner.folder import differences, run_folder, taking_turns, write_json
 from runner.loggers import open_loggers
 from runner.names import cut
-from runner.process import is_first_process, keep_freed_memory
+from runner.process import hide_absent_gpus, is_first_process, keep_freed_memory
 from runner.record import group, made_by, scored
 from runner.training import make_trainer, train
 
@@ -230,6 +230,8 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> float:
             return accuracy
         if is_first_process():
             contact_sheet.draw(stores[0], folder / "contact_sheet.png", num_classes=12, num_images=12)
+        keep_freed_memory()
+        hide_absent_gpus()
         if cfg.backbone.get("pretrained"):
             use_pretrained(cfg, stores, folder, fingerprint, config)
             return math.nan
@@ -295,7 +297,6 @@ def use_pretrained(
     cfg: DictConfig, stores: list[ImageStore], folder: Path, fingerprint: str | None, config: dict[str, Any]
 ) -> None:
     """Write the extractor that others have trained into ``folder``, and its features of ``stores``; trains nothing."""
-    keep_freed_memory()
     start, backbone = time.perf_counter(), plain_backbone(cfg)
     about, height = backbone["pretrained"], stores[0].images.shape[1]
     layers = exported(cfg)

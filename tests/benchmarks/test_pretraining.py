@@ -2,10 +2,13 @@
 
 import json
 import statistics
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import pretraining
+from tests.conftest import ROOT
 
 
 def test_figures_fit_together(monkeypatch, capsys):
@@ -23,6 +26,12 @@ def test_figures_fit_together(monkeypatch, capsys):
     operations = 2 * (2 * stem + 3 * (groups + 64 * 64))
     assert result["gflop_per_image"] == pytest.approx(operations / 1e9)
     assert result["tflop_per_second"] == pytest.approx(rates["ours"] * operations / 1e12)
+
+
+def test_the_recipe_is_found_by_a_program_that_is_not_train_py():
+    program = "from benchmarks.pretraining import recipe; print(recipe('mini_imagenet').data.pretrain.max_steps)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(pretraining.recipe("mini_imagenet").data.pretrain.max_steps), done.stderr
 
 
 def test_two_timings_make_no_median(monkeypatch, capsys):

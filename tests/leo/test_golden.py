@@ -1,6 +1,10 @@
-"""The released TensorFlow code's own numbers (tests/golden/README.md), in float64 and, for gradients, in float32."""
+"""The released TensorFlow code's own numbers (tests/golden/README.md), in float64 and in float32.
+
+``LEO_TEST_DEVICE=cuda`` computes ours on a GPU.
+"""
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +18,7 @@ from leo.clipping import clip_gradients
 from leo.episodes import Tasks
 from leo.leo import LEO, Noise
 
+DEVICE = os.environ.get("LEO_TEST_DEVICE", "cpu")
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["case_a_5way1shot", "case_c_3way2shot", "case_d_5way1shot_full"]
 VARIABLES = {
@@ -29,7 +34,7 @@ VARIABLES = {
 
 def to_ours(name, array):
     """The released variable in our layout: matrices transposed, rates flat."""
-    tensor = torch.from_numpy(np.asarray(array))
+    tensor = torch.from_numpy(np.asarray(array)).to(DEVICE)
     return tensor.flatten() if name.endswith("lr") else tensor.T
 
 
@@ -57,7 +62,7 @@ def learner_of(case, dtype=torch.float64, **changes):
         "l2_weight": meta["l2_penalty_weight"],
         "orthogonality_weight": float(np.float32(meta["orthogonality_penalty_weight"])),
     }
-    leo = LEO(**settings | changes).to(dtype)
+    leo = LEO(**settings | changes).to(DEVICE, dtype)
     variables = {ours: to_ours(name, data[f"var/{name}"]).to(dtype) for name, ours in VARIABLES.items()}
     leo.load_state_dict({name: variables[name] for name, _ in leo.named_parameters()})
     return leo
@@ -66,7 +71,7 @@ def learner_of(case, dtype=torch.float64, **changes):
 def tensors_of(case, dtype=torch.float64):
     data = golden(case)
     support, query, latent, weights = (
-        torch.from_numpy(data[key]).to(dtype)
+        torch.from_numpy(data[key]).to(DEVICE, dtype)
         for key in ("input/tr_input", "input/val_input", "eps/latent", "eps/decoder")
     )
     return SimpleNamespace(support=support, query=query, noise=Noise(latent, weights.transpose(0, 1)))
@@ -125,7 +130,9 @@ def test_values(case, mode, form):
     assert set(expected) - {"kl", "encoder_penalty"} <= set(parts)
     for name in expected.keys() & parts.keys():
         tolerance = {"kl": 1e-8, "total_loss": 1e-8, "batch_total_loss": 1e-8, "query_accuracy": 1e-6}.get(name, 1e-10)
-        actual = np.broadcast_to(parts[name].numpy(), expected[name].shape)  # regularisers: one value for every task
+        actual = np.broadcast_to(
+            parts[name].cpu().numpy(), expected[name].shape
+        )  # regularisers: one value for every task
         np.testing.assert_allclose(actual, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -163,19 +170,21 @@ def test_ablations_are_parts_of_the_released_path(case, form):
     data, (tasks, noise) = golden(case), tasks_of(case)
     settings = json.loads(str(data["meta_json"]))
     deterministic = learner_of(case, inner_loops=form, stochastic=False, encoder_penalty_weight=0.0)
-    total = deterministic.objective(tasks, deterministic.draw_noise(tasks, torch.Generator()))
+    total = deterministic.objective(tasks, deterministic.draw_noise(tasks, torch.Generator(DEVICE)))
     assert total["loss"].item() == pytest.approx(data["eval/total_loss"].mean(), rel=1e-8)
     with torch.no_grad():
         no_finetuning = learner_of(case, inner_loops=form, num_finetune_steps=0)
         weights = no_finetuning.adaptation(tasks.support, noise).weights
         expected = data["train/weights_after_latent_loop"].mean(2)
-        np.testing.assert_allclose(weights.numpy(), expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(weights.cpu().numpy(), expected, rtol=0, atol=1e-10)
         for steps in ({"num_latent_steps": 0, "num_finetune_steps": 0}, {"num_latent_steps": 0}):
             generator = learner_of(case, inner_loops=form, **steps)
             path = generator.adaptation(tasks.support, noise._replace(weights=noise.weights[:1]))
-            np.testing.assert_allclose(path.latents[-1].numpy(), data["train/latents_initial"], rtol=0, atol=1e-10)
+            np.testing.assert_allclose(
+                path.latents[-1].cpu().numpy(), data["train/latents_initial"], rtol=0, atol=1e-10
+            )
             # Before fine-tuning, the loss of the released code's first decoding.
-            losses = softmax.cross_entropy(softmax.logits(path.finetuned[0], tasks.support)).numpy()
+            losses = softmax.cross_entropy(softmax.logits(path.finetuned[0], tasks.support)).cpu().numpy()
             np.testing.assert_allclose(losses, data["train/support_losses_latent"][:, 0], rtol=0, atol=1e-10)
             num_steps = 0 if "num_finetune_steps" in steps else settings["finetuning_unroll_length"]
             assert len(path.finetuned) == 1 + num_steps
@@ -231,6 +240,16 @@ def test_clipping_and_adam(case):
                 difference = theirs[ours] - to_ours(name, data[f"adam{step}/{name}"])
                 # TensorFlow keeps lr, betas and their powers in float32, which grows to 1e-8 by the third step.
                 assert difference.abs().max() < (5e-9 if step == 1 else 2e-8), (step, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_losses(case):
+    """Float32 keeps the loss of every task within 1e-5."""
+    single = torch.float32
+    with torch.no_grad():
+        total, parts = per_task_losses(learner_of(case, single).train(), tensors_of(case, single))
+    for name, actual in (("total_loss", total), ("query_loss", parts["query_loss"])):
+        np.testing.assert_allclose(actual.cpu().numpy(), golden(case)[f"train/{name}"], rtol=1e-5, err_msg=name)
 
 
 def test_float32_gradients_at_full_size():

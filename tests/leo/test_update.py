@@ -54,6 +54,7 @@ def test_an_update_is_a_clipped_adam_step_at_the_scheduled_rate():
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_replayed_graph_does_what_single_kernels_do():
     plain, stream = make_update(MetaUpdate, "cuda")
