@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from leo import softmax, steps
 from leo.kernels import steps_for
 from leo.products import product
+from leo.support import LabelledImages
 
 
 class LatentLoop(torch.autograd.Function):
@@ -125,6 +126,37 @@ class WeightLoop(torch.autograd.Function):
             to_weights += to_stepped
             ctx.form.weight_step_backward(to_weights, to_rate, rate, seen, p, gradient, ctx.labels)
         return to_weights, to_rate.sum_to_size(rate.shape), None, None
+
+
+def adapted_by_means(
+    z: Float[Tensor, "B N Z"],
+    latent_rate: Tensor,
+    matrix: Float[Tensor, "D Z"],
+    rate: Tensor,
+    support: LabelledImages,
+    num_steps: int,
+    num_finetune_steps: int,
+) -> Float[Tensor, "B N D"]:
+    """The last classifiers of ``LatentLoop`` and ``WeightLoop``, as values, where nothing is drawn and nothing dropped.
+
+    Weights are then linear in the codes, and all steps see the same images: so the steps are taken by the images'
+    codes, and by their products with each other, which are smaller than the images. The codes z are the means of a
+    class's M codes, and the rates are divided by M.
+    """
+    images, labels = support
+    if num_steps:
+        codes = product(images.flatten(0, -2), matrix.T).unflatten(0, images.shape[:-1])  # [*B, n, Z]
+        for _ in range(num_steps):
+            z = z - latent_rate * softmax.loss_gradient(softmax.probabilities(z, codes), codes, labels)
+    weights = product(z.flatten(0, 1), matrix).unflatten(0, z.shape[:2])
+    if not num_finetune_steps:
+        return weights
+    products = (images * rate) @ images.mT  # [*B, n, n]: how a step by one image changes the score of another
+    scores, total = weights @ images.mT, torch.zeros(())
+    for _ in range(num_finetune_steps):
+        residual = softmax.residual(scores.softmax(1), labels)
+        total, scores = total + residual, scores - residual @ products
+    return weights - rate * (total @ images)
 
 
 class QueryLoss(torch.autograd.Function):

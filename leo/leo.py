@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leo import steps
 from leo.algorithm import InnerLoops, LatentEmbeddingOptimization
-from leo.closed_form import LatentLoop, QueryLoss, WeightLoop
+from leo.closed_form import LatentLoop, QueryLoss, WeightLoop, adapted_by_means
 from leo.episodes import Tasks
 from leo.kernels import steps_for
 from leo.learner import Learner
@@ -92,7 +92,31 @@ class LEO(LatentEmbeddingOptimization, Learner):
 
     def adapt(self, support: AnySupport) -> Float[Tensor, "B N D"]:
         """The classifier adapted to ``support``, by the means of codes and weights and without dropout."""
-        return self.adaptation(support).weights
+        if torch.is_grad_enabled() or not self.steps_by_scores(support):
+            return self.adaptation(support).weights
+        z, num_codes = self.encode(support).mean, sizes_of(support)[2] if self.latents == "example" else 1
+        return adapted_by_means(
+            z.mean(2),
+            self.latent_lr / num_codes if self.num_latent_steps else z.new_empty(0),
+            self.decoder.matrix(sampled=False),
+            self.finetune_lr / num_codes if self.num_finetune_steps else z.new_empty(0),
+            examples_of(support),
+            self.num_latent_steps,
+            self.num_finetune_steps,
+        )
+
+    def steps_by_scores(self, support: AnySupport) -> bool:
+        """Whether ``closed_form.adapted_by_means`` knows this learner, and is cheaper than its steps one by one."""
+        (num_tasks, num_way, _), num_images = sizes_of(support), images_of(support)[..., 0].numel()
+        num_images = num_images if isinstance(support, Support) else num_images // num_tasks
+        own = [
+            name
+            for name in ("adaptation", "inner_loops", "seen")
+            if getattr(type(self), name) is not getattr(LEO, name)
+        ]
+        # Products of all pairs of images against two of images and classifiers at each step.
+        is_cheaper = num_images <= 2 * num_way * max(1, self.num_finetune_steps - 1)
+        return is_cheaper and not own and self.form != "autograd" and self.closed_form_obstacle(is_data=True) is None
 
     def encode(self, support: AnySupport) -> Gaussian:
         """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""

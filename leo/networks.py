@@ -11,6 +11,7 @@ from leo.kernels import steps_for
 from leo.products import linear, product
 from leo.steps import STDDEV_FLOOR
 
+PAIRS_IN_CACHE = 1 << 11  # of images, whose hidden layers take 2 MB for 64 latents
 PAIRS_PER_PART = 1 << 15  # of images, whose hidden layer is held at a time: 16 MB for 64 latents
 
 
@@ -44,11 +45,21 @@ class SecondLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, halves: Tensor, weight: Tensor, num_way: int) -> Tensor:
         ctx.form = steps_for(halves, weight)
-        pairs = ctx.form.pairs(halves)
-        hidden = product(pairs.flatten(0, 2), weight).view_as(pairs)
-        ctx.save_for_backward(weight, pairs, hidden)
-        means: Tensor = ctx.form.pair_means(hidden, num_way)
-        return means
+        if any(ctx.needs_input_grad):
+            pairs, hidden = SecondLayer.of_pairs(ctx.form, halves, weight)
+            ctx.save_for_backward(weight, pairs, hidden)
+            means: Tensor = ctx.form.pair_means(hidden, num_way)
+            return means
+        parts = halves.split(max(1, PAIRS_IN_CACHE // halves.shape[1] ** 2))
+        return torch.cat(
+            [ctx.form.pair_means(SecondLayer.of_pairs(ctx.form, part, weight)[1], num_way) for part in parts]
+        )
+
+    @staticmethod
+    def of_pairs(form: Any, halves: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all pairs: the first layer after its relu, the second before it, each [B, n, n, H]."""
+        pairs = form.pairs(halves)
+        return pairs, product(pairs.flatten(0, 2), weight).view_as(pairs)
 
     @staticmethod
     @once_differentiable

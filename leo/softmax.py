@@ -46,11 +46,16 @@ def loss_gradient(
 
     Without ``labels`` the images of class 0 come first, then as many of class 1, ..., and each counts once.
     """
+    return residual(p, labels) @ images
+
+
+def residual(p: Float[Tensor, "B N n"], labels: Labels | None = None) -> Float[Tensor, "B N n"]:
+    """Gradient of the summed cross-entropy with respect to the scores, p - y; see ``loss_gradient``."""
     if labels is not None:
-        return (p - labels.targets) * labels.counts @ images
-    residual = p.clone()
-    residual.unflatten(2, (p.shape[1], -1)).diagonal(dim1=1, dim2=2).sub_(1)
-    return residual @ images
+        return (p - labels.targets) * labels.counts
+    difference = p.clone()
+    difference.unflatten(2, (p.shape[1], -1)).diagonal(dim1=1, dim2=2).sub_(1)
+    return difference
 
 
 def hessian_product(
@@ -62,5 +67,5 @@ def hessian_product(
     """Hessian of the summed cross-entropy with respect to the weights, times v: sum over images of p (s - p.s) x, where
     s = v x are the scores of v."""
     weighted = p * (v @ images.mT)
-    residual = weighted - p * weighted.sum(1, keepdim=True)
-    return (residual if labels is None else residual * labels.counts) @ images
+    to_scores = weighted - p * weighted.sum(1, keepdim=True)
+    return (to_scores if labels is None else to_scores * labels.counts) @ images

@@ -37,6 +37,35 @@ def test_both_forms_have_one_objective_and_one_gradient(ablation, latents, num_s
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("support", ["one shot", "five shots", "classes that differ", "one image left out"])
+@pytest.mark.parametrize("latents", ["class", "example"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_as_a_value_an_adaptation_takes_its_steps_by_scores(ablation, latents, support, monkeypatch):
+    leo = make(**ABLATIONS[ablation] | {"latents": latents})
+    supports = {
+        "one shot": make_tasks(1).support,
+        "five shots": make_tasks(5).support,
+        "classes that differ": unequal_support(3, num_way=5),
+        "one image left out": unequal_support(3)._replace(present=~torch.eye(7, dtype=torch.bool)[[2, 4]]),
+    }
+    expected = leo.adaptation(supports[support]).weights
+    monkeypatch.setattr(leo, "adaptation", None)
+    monkeypatch.setattr(LEO, "steps_by_scores", lambda self, support: True)  # cheaper or not
+    with torch.no_grad():
+        torch.testing.assert_close(leo.adapt(supports[support]), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_are_taken_by_scores_where_that_is_cheaper_and_known():
+    few, many = make_tasks(1).support, torch.randn(1, 2, 30, 12).double()
+    assert make().steps_by_scores(few)
+    assert not make().steps_by_scores(many)  # 60 images, whose products with each other are more than 2 classes' scores
+    assert not make(inner_loops="autograd").steps_by_scores(few)
+    assert not make_own(Curved).steps_by_scores(few)
+    for name in ("adaptation", "inner_loops", "seen"):
+        own = type("Own", (LEO,), {name: lambda self, *args: None})
+        assert not make_own(own).steps_by_scores(few)
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("latents", ["class", "example"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
