@@ -162,7 +162,7 @@ def test_files_as_people_have_them(run, tmp_path, capsys, caplog):
     (query / "again").symlink_to(tmp_path / "album")
     rows, page = run(support, query)
     assert [Path(row["path"]).name for row in rows] == ["linked.png", "caf\ufffd.png", "turned.jpg", "upright.png"]
-    assert float(rows[2]["probability"]) == pytest.approx(float(rows[3]["probability"]), abs=0.02)
+    assert float(rows[2]["probability"]) == pytest.approx(float(rows[3]["probability"]), abs=0.05)
     assert "\ufffdtoile" in page
     assert "caf\ufffd.png" in page
     out = "".join(capsys.readouterr().out.split())

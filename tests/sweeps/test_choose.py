@@ -9,7 +9,7 @@ from PIL import Image
 from fewshot import FewShotClassifier
 from leo.checkpoint import load_weights
 from leo.evaluate import Scorer, fixed_tasks
-from leo.run import VAL_SEED, make_problem, scaled
+from leo.run import VAL_SEED, make_problem
 from tests.conftest import composing
 from tests.test_inputs import D_OF_BIRDS, KINDS, photographs
 
@@ -39,7 +39,7 @@ def test_the_best_on_the_same_tasks_is_chosen_and_tested_once(command, settings,
         problem = make_problem(cfg)
         module = problem.build()
         load_weights(module, tmp_path / "choice" / name / "best.ckpt", cfg)
-        val = scaled(module, problem.tables["val"])
+        val = problem.scaled(module, ["val"], torch.device("cpu"))
         scorer = Scorer(module.learner.eval(), val, cfg.num_shot)
         tasks = fixed_tasks(val, cfg.val.num_tasks, cfg.num_way, cfg.num_shot, VAL_SEED)
         by_hand[name] = torch.cat([scorer(chunk).accuracy for chunk in tasks]).double()
