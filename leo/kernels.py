@@ -60,7 +60,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled kernels for numbers of ``dtype``; None where they cannot be made here, which is logged once."""
     try:
         return ctypes.CDLL(str(compiled(TYPES[dtype])))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: nobody's home folder
         reason = getattr(error, "stderr", None) or str(error)
         log.info("torch alone does the updates, as the C kernels cannot be compiled here: %s", reason.strip())
         return None
