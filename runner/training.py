@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, RichProgressB
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
 
 from runner.checkpoints import load_checkpoint
 from runner.csv_log import CSVLog
@@ -128,13 +129,19 @@ class RunProgressBar(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self.start, self.first_step = time.perf_counter(), trainer.global_step
 
+    def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        """What leaves room for ``get_metrics`` in a terminal of 80 columns."""
+        return [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
+        """The time ``left`` and the last validation; before the first one the loss. The log has all that is logged."""
+        found, metrics = super().get_metrics(trainer, pl_module), {}
         num_steps = trainer.global_step - self.first_step
         if num_steps:
             per_step = (time.perf_counter() - self.start) / num_steps
             metrics["left"] = str(timedelta(seconds=round(per_step * (trainer.max_steps - trainer.global_step))))
-        return metrics
+        shown = [name for name in found if name.startswith("val/") and name not in ("val/loss", "val/diverged")]
+        return metrics | {name: found[name] for name in shown or ["train/loss"] if name in found}
 
 
 def has_lost_patience(callback: pl.Callback) -> bool:

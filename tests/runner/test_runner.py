@@ -114,6 +114,21 @@ def test_the_progress_bar_tells_the_time_to_the_end_of_the_run():
     assert bar.get_metrics(trainer, LightningModule())["left"].startswith("1:06:4")
 
 
+@pytest.mark.parametrize(
+    ("logged", "shown"),
+    [
+        ({"train/loss": 1.5, "train/kl": 2.0}, {"train/loss": 1.5}),
+        ({"train/loss": 1.5, "val/loss": 1.2, "val/diverged": 3.0, "val/accuracy": 0.5}, {"val/accuracy": 0.5}),
+        ({"train/loss": 1.5, "val/loss": 1.2, "val/mse": 0.5}, {"val/mse": 0.5}),
+        ({}, {}),
+    ],
+)
+def test_the_progress_bar_shows_what_fits_into_a_line(logged, shown, monkeypatch):
+    trainer = Trainer(max_steps=1_000, accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(Trainer, "progress_bar_metrics", logged)
+    assert RunProgressBar(updates_per_step=1).get_metrics(trainer, LightningModule()) == shown
+
+
 def test_the_progress_bar_counts_updates():
     """After two training steps of five updates each it stands at ten."""
     trainer = Trainer(max_steps=4_000, accelerator="cpu", logger=False, enable_checkpointing=False)
