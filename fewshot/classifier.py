@@ -14,11 +14,10 @@ from sklearn.utils import check_consistent_length, check_random_state, column_or
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from fewshot.images import are_images, pixels
 from fewshot.loading import backbone_config, load, untrained
-from fewshot.model import Model, nearest_centroid
+from fewshot.model import Model, nearest_centroid, probabilities
 from runner.errors import InputError
 
 ROWS_PER_PART = 4096  # of features, scored at a time
@@ -124,12 +123,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         model = self._model(None if are_images(X) else X.shape[1])
         features = torch.cat(list(self._features(X, model)))
-        generator = torch.Generator(self.device).manual_seed(check_random_state(self.random_state).randint(2**31))
-        everything = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
-        targets = one_hot(torch.from_numpy(labels)).T.to(features)
-        classifiers = model.adapt(features, targets, everything, self.num_samples, generator)
+        seed = check_random_state(self.random_state).randint(2**31)
+        classifiers = model.fit(features, torch.from_numpy(labels).to(self.device), self.num_samples, seed)
         self.classes_, self.n_features_in_ = classes, model.num_features
-        self.classifiers_: NDArray[np.float32] = classifiers[:, 0].cpu().numpy()
+        self.classifiers_: NDArray[np.float32] = classifiers.cpu().numpy()
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -195,8 +192,3 @@ def listed(X: Any) -> Any:
     if isinstance(X, list | tuple) and not X:
         raise InputError("X is empty (a used iterator is, too); give a list of images, or an array of features [n, D]")
     return X
-
-
-def probabilities(embedded: Tensor, classifiers: Tensor) -> Tensor:
-    """float64 [n, N], means over the adaptations of ``classifiers`` [S, N, E]."""
-    return (embedded @ classifiers.mT).double().softmax(-1).mean(0)

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from leo.features import Normalizer
 from leo.learner import Learner
@@ -95,6 +96,14 @@ class Model(NamedTuple):
         embedded: Tensor = self.learner.embed(self.normalizer(features))
         return embedded
 
+    def fit(
+        self, features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], num_samples: int, seed: int
+    ) -> Float[Tensor, "S N E"]:
+        """The classifiers of examples labelled 0 to N - 1, as ``adapt`` gives them."""
+        generator = torch.Generator(features.device).manual_seed(seed)
+        everything = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
+        return self.adapt(features, one_hot(labels).T.to(features), everything, num_samples, generator)[:, 0]
+
     @torch.no_grad()
     def adapt(
         self,
@@ -126,6 +135,11 @@ class Model(NamedTuple):
                 f"more examples, or take a learner with lower inner rates, or nearest centroid"
             )
         return classifiers[finite]
+
+
+def probabilities(embedded: Float[Tensor, "n E"], classifiers: Float[Tensor, "S N E"]) -> Float64[Tensor, "n N"]:
+    """Of each class: means over the adaptations."""
+    return (embedded @ classifiers.mT).double().softmax(-1).mean(0)
 
 
 def nearest_centroid(num_features: int) -> Model:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.stats import binomtest
-
 from pretrain.sources.walk import Unreadable
 
 
@@ -29,6 +27,8 @@ class Outcome(NamedTuple):
         correct = [one.label == one.truth for one in self.predictions if one.truth is not None]
         if not correct:
             return None
+        from scipy.stats import binomtest  # which takes as long to import as a small prediction
+
         low, high = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
         share, total = 100 * sum(correct) / len(correct), len(correct)
         return (

@@ -19,11 +19,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from fewshot.classifier import FewShotClassifier
 from fewshot.folders import class_folders, no_images, query_files, read
 from fewshot.leave_one_out import leave_one_out
 from fewshot.loading import chosen
-from fewshot.model import Model
+from fewshot.model import Model, probabilities
 from fewshot.outcome import Outcome, Prediction
 from fewshot.page import page, shown_paths, thumbnail
 from pretrain.extractor import Extractor
@@ -108,10 +107,7 @@ def classify(
         if images is None:
             outcome = tested(model, features, labels, readable, classes, unreadable, cfg, progress)
         else:
-            classifier = FewShotClassifier(
-                model, num_samples=settings.num_samples, random_state=cfg.seed, device=settings.device
-            ).fit(features, labels)
-            outcome = predicted(classifier, images, extractor, classes, unreadable, cfg, progress)
+            outcome = predicted(model, features, labels, images, extractor, classes, unreadable, cfg, progress)
         paths = shown_paths(outcome, settings.num_thumbnails)
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
@@ -224,7 +220,9 @@ def tested(
 
 
 def predicted(
-    classifier: FewShotClassifier,
+    model: Model,
+    features: NDArray[np.float32],
+    labels: NDArray[np.str_],
     queries: list[Path],
     extractor: Extractor,
     classes: dict[str, list[Path]],
@@ -232,12 +230,21 @@ def predicted(
     cfg: DictConfig,
     progress: Progress,
 ) -> Outcome:
-    """Each readable image of ``queries``, classified; ``unreadable`` is what could not be read before."""
+    """Each readable image of ``queries``, classified by the examples' ``features`` and ``labels``.
+
+    ``unreadable`` is what could not be read before.
+    """
+    model, device = model.to(cfg.stage.device), cfg.stage.device
+    names, numbers = np.unique(labels, return_inverse=True)
+    seed = np.random.RandomState(cfg.seed).randint(2**31)  # as FewShotClassifier(random_state=cfg.seed) has it
+    examples = torch.from_numpy(features).to(device), torch.from_numpy(numbers).to(device)
+    classifiers = model.fit(*examples, cfg.stage.num_samples, seed)
     predictions, skipped = [], list(unreadable)
     for part in extracted(queries, extractor, cfg.stage.batch_size, progress, "classifying"):
         if part.paths:
-            of_part = classifier.predict_proba(part.features)
-            predictions += best(classifier.classes_, of_part, part.paths, [None] * len(part.paths))
+            embedded = model.embed(torch.from_numpy(part.features).to(device))
+            of_part = probabilities(embedded, classifiers).cpu().numpy()
+            predictions += best(names, of_part, part.paths, [None] * len(part.paths))
         skipped += part.unreadable
     if not predictions:
         raise InputError(

@@ -75,7 +75,7 @@ TRAINING = {"pytorch_lightning", "torchmetrics"}
         ("leo.run.test_checkpoint", OTHERS),
         ("pretrain.run.pretrain", OTHERS),
         ("pretrain.prepare.prepare", HEAVY | TRAINING),
-        ("fewshot.predict.predict", HEAVY - {"sklearn", "scipy.signal"} | TRAINING),
+        ("fewshot.predict.predict", HEAVY | {"scipy.stats"} | TRAINING),
         ("sweeps.report.report", TRAINING | {"torch", "torchvision", "sklearn", "wandb"}),
         ("sweeps.search.search", {"pandas", "sklearn", "wandb"}),
     ],
