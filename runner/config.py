@@ -185,7 +185,8 @@ def unused_changes(cfg: DictConfig, override: Override) -> list[str]:
         is_used = values(without, used_keys(without)) != after_used
         before = values(without, everything)
     after = values(cfg, [*everything, *(path for path in key_paths(cfg) if not path.startswith("stage."))])
-    return [] if is_used else [path for path, value in after.items() if path not in before or before[path] != value]
+    changed = [] if is_used else [path for path, value in after.items() if path not in before or before[path] != value]
+    return [path for path in changed if not path.startswith("names.")]  # which say the choice, whatever its values
 
 
 def is_missing_without(overrides: list[str], key: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -111,6 +112,13 @@ def of_hydra(error: HydraException) -> str:
     if isinstance(error, MissingConfigException) and absent:
         group, choice = absent.groups()
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        given = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+        if group not in given and (folders := [str(folder) for folder in Path(group).parents if str(folder) in given]):
+            from runner.config import CONF
+
+            group, choice = folders[0], f"{group[len(folders[0]) + 1 :]}/{choice}"
+            files = (Path(CONF) / group).rglob("*.yaml")
+            options = sorted(path.relative_to(Path(CONF) / group).with_suffix("").as_posix() for path in files)
         close = get_close_matches(choice, options, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{group}={choice} does not exist; {hint}The choices are {', '.join(options)}"

@@ -90,6 +90,13 @@ def test_what_a_stage_does_not_use_is_refused_by_name(composed, overrides, refus
         check_overrides(composed(*overrides))
 
 
+def test_values_that_stand_already_may_be_chosen_by_another_name(composed, tmp_path):
+    """A search may find the values that were set by hand."""
+    (tmp_path / "hparams").mkdir()
+    (tmp_path / "hparams/found.yaml").write_text("# @package _global_\ndefaults: [/hparams/manual/glyphs_1shot]\n")
+    check_overrides(composed(f"hydra.searchpath=[file://{tmp_path}]", "hparams=found"))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -306,6 +313,10 @@ def test_who_waits_says_for_what(tmp_path):
         (["support=a"], "support is no key .* belongs to stage=predict"),
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),
         (["stage=tset"], r"stage=tset does not exist; did you mean test\?"),
+        (
+            ["hparams=search/glyphs_1sho-none"],
+            r"hparams=search/glyphs_1sho-none does not exist; did you mean search/glyphs_1shot-none\? .*paper/mini",
+        ),
         (["stage=test", "checkpoint=runs/a=b/best.ckpt"], "'checkpoint=runs/a=b/best.ckpt' cannot be .*quote"),
         (["data.name=a b(c)"], """understood; .* give "data.name='a b\\(c\\)'": quote a value with other characters"""),
         (["seed"], "'seed' cannot be understood: give key=value"),
