@@ -309,7 +309,7 @@ def test_a_larger_grey_or_transparent_image_is_made_to_fit(trained):
     assert trained.predict_proba([large, image.convert("L")]).shape == (2, 4)
 
 
-@pytest.mark.parametrize("module", ["fewshot", "fewshot.predict"])
+@pytest.mark.parametrize("module", ["fewshot.classifier", "fewshot.predict"])
 def test_what_only_training_needs_is_not_imported(module):
     heavy = "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision", "wandb", "optuna", "sqlalchemy"
     program = f"import sys, {module}; print(*({{'matplotlib', *{heavy}}} & sys.modules.keys()))"
