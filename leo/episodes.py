@@ -56,7 +56,7 @@ def sample_tasks(
 def gather(table: AnyTable, tasks: TaskIndices, num_shot: int) -> Tasks:
     """The features of ``tasks``: the first ``num_shot`` images of a class are its support, the rest its queries."""
     num_tasks, num_way, _ = tasks.images.shape
-    support, query = (  # apart, so that both are contiguous
+    support, query = (  # two tensors, each without gaps in memory
         table.take(images.flatten()).unflatten(0, (num_tasks, num_way, -1))
         for images in (tasks.images[:, :, :num_shot], tasks.images[:, :, num_shot:])
     )
