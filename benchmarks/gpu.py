@@ -16,14 +16,12 @@ written anew after each part.
 
 import argparse
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,9 +30,9 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import gpu_parts
+from benchmarks.meta_training import prepare_process
 from runner.errors import InputError
 from runner.folder import write_json
-from runner.process import hide_absent_gpus, keep_freed_memory
 
 
 class Part(NamedTuple):
@@ -159,10 +157,7 @@ def say(line: str) -> None:
 
 def measure_part(name: str, path: Path) -> None:
     """Measure one part in this process."""
-    keep_freed_memory()
-    hide_absent_gpus()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    prepare_process()
     write_json(path, {"result": PARTS[name].measure("cuda")})
 
 

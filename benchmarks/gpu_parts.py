@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from benchmarks import pretraining
-from benchmarks.meta_training import UPDATES_PER_STEP, fit, make_leo, make_stream, make_table, wait
+from benchmarks.meta_training import UPDATES_PER_STEP, fit, make_leo, make_stream, make_table, make_update, wait
 from leo.captured_update import EAGER_UPDATES, CapturedUpdate, OptimisticUpdate
-from leo.episodes import TaskStream
 from leo.evaluate import Scorer, evaluate, fixed_tasks
 from leo.features import FeatureTable
 from leo.module import TaskData
@@ -113,16 +112,6 @@ def outcome_of_tests(selection: Sequence[str], device: str) -> dict[str, Any]:
     return {"run": len(cases) - num_skipped, "skipped": num_skipped, "failed": failed}
 
 
-def make_update(kind: type[MetaUpdate], table: FeatureTable, stream: TaskStream) -> MetaUpdate:
-    """LEO's update of the paper on the tasks of ``stream``."""
-    device = str(table.features.device)
-    leo = make_leo(table.features.shape[1], device)
-    return kind(
-        leo, torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True), None, stream=stream, clip_value=0.1,
-        clip_norm=0.1, generator=torch.Generator(device).manual_seed(1), diverged="skip",
-    )  # fmt: skip
-
-
 def fast_kind(device: str) -> type[MetaUpdate]:
     """The update that a GPU is to have; elsewhere, what of it needs no GPU."""
     return CapturedUpdate if device == "cuda" else OptimisticUpdate
@@ -141,7 +130,7 @@ def captured(device: str, sizes: Sizes | None = None, points: Sequence[int] = (1
     table = make_table(NUM_CLASSES, sizes.num_images, sizes.num_features, device)
     for num_shot in SHOTS:
         updates = {
-            name: make_update(kind, table, make_stream(table, sizes, num_shot))
+            name: make_update(kind, make_leo(sizes.num_features, device), make_stream(table, sizes, num_shot))
             for name, kind in (("eager", MetaUpdate), ("captured", fast_kind(device)))
         }
         done, seconds = 0, dict.fromkeys(updates, 0.0)
@@ -266,7 +255,9 @@ def speed(
     table = make_table(NUM_CLASSES, sizes.num_images, sizes.num_features, device)
     tested = make_table(20, sizes.num_images, sizes.num_features, device)
     for num_shot in SHOTS:
-        update = make_update(fast_kind(device), table, make_stream(table, sizes, num_shot))
+        update = make_update(
+            fast_kind(device), make_leo(sizes.num_features, device), make_stream(table, sizes, num_shot)
+        )
         train_on(update, EAGER_UPDATES + 2)  # libraries make their buffers, and the graph is captured
         start = time.perf_counter()
         train_on(update, num_updates)
@@ -315,7 +306,9 @@ def profile(device: str, sizes: Sizes | None = None, num_updates: int = 50) -> l
     sizes, rows = sizes or Sizes(device), []
     table = make_table(NUM_CLASSES, sizes.num_images, sizes.num_features, device)
     for num_shot in SHOTS:
-        update = make_update(fast_kind(device), table, make_stream(table, sizes, num_shot))
+        update = make_update(
+            fast_kind(device), make_leo(sizes.num_features, device), make_stream(table, sizes, num_shot)
+        )
         train_on(update, UPDATES_PER_STEP)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device == "cuda":

@@ -96,15 +96,18 @@ def our_update(
     num_latents: int = 64,
 ) -> Callable[[], Any]:
     """One call is one update."""
-    leo = make_leo(table.features.shape[1], str(table.features.device), inner_loops, num_latents)
-    optimizer = torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True)
-    generator = torch.Generator(table.features.device).manual_seed(1)
     kind = CapturedUpdate if stream.device.type == "cuda" else MetaUpdate
-    update = kind(
-        leo, optimizer, None,
-        stream=stream, clip_value=0.1, clip_norm=0.1, generator=generator, diverged="skip",
-    )  # fmt: skip
+    leo = make_leo(table.features.shape[1], str(table.features.device), inner_loops, num_latents)
+    update = make_update(kind, leo, stream)
     return lambda: update([stream.next_batch()])
+
+
+def make_update(kind: type[MetaUpdate], leo: LEO, stream: TaskStream) -> MetaUpdate:
+    """The update of ``leo`` on the tasks of ``stream``, with the settings of the paper."""
+    return kind(
+        leo, torch.optim.Adam(leo.parameters(), lr=1e-3, fused=True), None, stream=stream, clip_value=0.1,
+        clip_norm=0.1, generator=torch.Generator(stream.device).manual_seed(1), diverged="skip",
+    )  # fmt: skip
 
 
 def in_torch_alone(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -415,6 +418,19 @@ def peak_memory(call: Callable[[], Any]) -> int:
     return max(accumulate(event.nbytes() for event in changes), default=0)
 
 
+def prepare_process() -> None:
+    """Have the process as a training has it, and Lightning say nothing between the figures."""
+    keep_freed_memory()
+    hide_absent_gpus()
+    hush_lightning()
+
+
+def hush_lightning() -> None:
+    """Show none of its lines and warnings, which are about trainers without logs and validation."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+
+
 PARTS = {"update": update, "lightning": lightning, "test": test, "scaling": scaling}
 
 
@@ -434,10 +450,7 @@ def main() -> None:
     parser.add_argument("--test-tasks", type=int, default=50_000)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
-    keep_freed_memory()
-    hide_absent_gpus()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    prepare_process()
     results = {part: PARTS[part](args) for part in args.parts}
     if args.json:
         about = {

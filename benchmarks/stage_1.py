@@ -13,12 +13,10 @@ mirrors only. Each contestant has a process of its own, and they take turns. Fig
 
 import argparse
 import io
-import logging
 import multiprocessing
 import statistics
 import tempfile
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from benchmarks.meta_training import show
+from benchmarks.meta_training import hush_lightning, show
 from benchmarks.pretraining import recipe
 from pretrain.augment import InceptionAugment, RandomShift
 from pretrain.data import ImageBatch, TrainImages
@@ -325,8 +323,7 @@ def reference_loop(job: Job, cfg: DictConfig, store: ImageStore) -> Callable[[],
 def begin(job: Job) -> None:
     """Make the contestant of this process."""
     global train
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    hush_lightning()
     torch.set_num_threads(job.threads)
     torch.manual_seed(0)
     kind = our_training if job.contestant.startswith("ours") else reference_loop

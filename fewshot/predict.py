@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from fewshot.folders import class_folders, no_images, query_files, read
 from fewshot.leave_one_out import leave_one_out
@@ -104,10 +105,13 @@ def classify(
         classes = readable_classes(members, readable, unreadable, support, 2 if images is None else 1)
         labels = np.repeat(list(classes), [len(paths) for paths in classes.values()])
         features = np.concatenate([part.features for part in parts if part.paths])
+        names, numbers = np.unique(labels, return_inverse=True)
+        examples = Examples(names, *(torch.from_numpy(part).to(settings.device) for part in (features, numbers)))
+        model = model.to(settings.device)
         if images is None:
-            outcome = tested(model, features, labels, readable, classes, unreadable, cfg, progress)
+            outcome = tested(model, examples, readable, classes, unreadable, cfg, progress)
         else:
-            outcome = predicted(model, features, labels, images, extractor, classes, unreadable, cfg, progress)
+            outcome = predicted(model, examples, images, extractor, classes, unreadable, cfg, progress)
         paths = shown_paths(outcome, settings.num_thumbnails)
         pictures = {path: thumbnail(path) for path in progress.track(paths, description="thumbnails")}
     folder = Path(cfg.run_dir)
@@ -191,10 +195,17 @@ def readable_classes(
     return classes
 
 
+class Examples(NamedTuple):
+    """The examples on the device of the model: the names of the classes, sorted, and features and class of each."""
+
+    names: NDArray[np.str_]
+    features: Tensor
+    numbers: Tensor
+
+
 def tested(
     model: Model,
-    features: NDArray[np.float32],
-    labels: NDArray[np.str_],
+    examples: Examples,
     paths: list[Path],
     classes: dict[str, list[Path]],
     unreadable: list[Unreadable],
@@ -202,27 +213,19 @@ def tested(
     progress: Progress,
 ) -> Outcome:
     """Each example classified by the others."""
-    model, device = model.to(cfg.stage.device), cfg.stage.device
-    names, numbers = np.unique(labels, return_inverse=True)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    bar, parts = progress.add_task("leave one out", total=len(labels)), []
-    for part in leave_one_out(
-        model,
-        torch.from_numpy(features).to(device),
-        torch.from_numpy(numbers).to(device),
-        cfg.stage.num_samples,
-        generator,
-    ):
+    names, features, numbers = examples
+    generator = torch.Generator(cfg.stage.device).manual_seed(cfg.seed)
+    bar, parts = progress.add_task("leave one out", total=len(paths)), []
+    for part in leave_one_out(model, features, numbers, cfg.stage.num_samples, generator):
         parts.append(part.cpu().numpy())
         progress.advance(bar, len(part))
-    predictions = best(names, np.concatenate(parts), paths, list(labels))
+    predictions = best(names, np.concatenate(parts), paths, list(names[numbers.cpu()]))
     return Outcome(predictions, classes, unreadable)
 
 
 def predicted(
     model: Model,
-    features: NDArray[np.float32],
-    labels: NDArray[np.str_],
+    examples: Examples,
     queries: list[Path],
     extractor: Extractor,
     classes: dict[str, list[Path]],
@@ -230,21 +233,15 @@ def predicted(
     cfg: DictConfig,
     progress: Progress,
 ) -> Outcome:
-    """Each readable image of ``queries``, classified by the examples' ``features`` and ``labels``.
-
-    ``unreadable`` is what could not be read before.
-    """
-    model, device = model.to(cfg.stage.device), cfg.stage.device
-    names, numbers = np.unique(labels, return_inverse=True)
+    """Each readable image of ``queries``, classified; ``unreadable`` is what could not be read before."""
     seed = np.random.RandomState(cfg.seed).randint(2**31)  # as FewShotClassifier(random_state=cfg.seed) has it
-    examples = torch.from_numpy(features).to(device), torch.from_numpy(numbers).to(device)
-    classifiers = model.fit(*examples, cfg.stage.num_samples, seed)
+    classifiers = model.fit(examples.features, examples.numbers, cfg.stage.num_samples, seed)
     predictions, skipped = [], list(unreadable)
     for part in extracted(queries, extractor, cfg.stage.batch_size, progress, "classifying"):
         if part.paths:
-            embedded = model.embed(torch.from_numpy(part.features).to(device))
+            embedded = model.embed(torch.from_numpy(part.features).to(cfg.stage.device))
             of_part = probabilities(embedded, classifiers).cpu().numpy()
-            predictions += best(names, of_part, part.paths, [None] * len(part.paths))
+            predictions += best(examples.names, of_part, part.paths, [None] * len(part.paths))
         skipped += part.unreadable
     if not predictions:
         raise InputError(

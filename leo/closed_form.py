@@ -2,7 +2,7 @@
 
 The same numbers as autograd's, faster: the gradient of the support loss is written out, and so is its
 derivative. The meta-gradient goes through every step, exactly (second order), in one ordinary backward pass. In
-``backward``, ``to_x`` is the gradient of the meta-loss with respect to x. What stands between the matrix products is in
+``backward``, ``to_x`` is the gradient of the meta-loss with respect to x. The steps between the matrix products are in
 ``leo.steps``, and in C in ``leo.kernels``.
 """
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from leo import steps
 from leo.dropout import threshold_and_scale
-from leo.steps import STDDEV_FLOOR
+from leo.steps import STDDEV_FLOOR, glorot_stddev
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,9 @@ def steps_for(*tensors: Tensor | None) -> ModuleType:
     return sys.modules[__name__] if serve(*(tensor for tensor in tensors if tensor is not None)) else steps
 
 
-def random_bits(*shape: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.empty(shape, dtype=torch.int16)
-    call("leo_random_bits", seed(generator), bits.numel(), bits, of=like.dtype)
+def random_bits(*shape: int, device: torch.device, generator: torch.Generator) -> Tensor:
+    bits = torch.empty(shape, dtype=torch.int16, device=device)
+    call("leo_random_bits", seed(generator), bits.numel(), bits, of=torch.float32)  # the same in every library
     return bits
 
 
@@ -135,8 +135,8 @@ def seed(generator: torch.Generator) -> int:
 def decode(parameters: Tensor, eps: Tensor, num_way: int) -> tuple[Tensor, Tensor]:
     weights, slope = torch.empty_like(eps), torch.empty_like(eps)
     num_rows, num_features = eps.shape
-    floor = 1 - (2 / (num_way + num_features)) ** 0.5
-    call("leo_decode", parameters, eps, floor, STDDEV_FLOOR, num_rows, num_features, weights, slope)
+    offset = 1 - glorot_stddev(num_way, num_features)
+    call("leo_decode", parameters, eps, offset, STDDEV_FLOOR, num_rows, num_features, weights, slope)
     return weights, slope
 
 

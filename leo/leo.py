@@ -94,7 +94,8 @@ class LEO(LatentEmbeddingOptimization, Learner):
         """The classifier adapted to ``support``, by the means of codes and weights and without dropout."""
         if torch.is_grad_enabled() or not self.steps_by_scores(support):
             return self.adaptation(support).weights
-        z, num_codes = self.encode(support).mean, sizes_of(support)[2] if self.latents == "example" else 1
+        z = self.encode(support).mean
+        num_codes = z.shape[2]
         return adapted_by_means(
             z.mean(2),
             self.latent_lr / num_codes if self.num_latent_steps else z.new_empty(0),
@@ -107,16 +108,13 @@ class LEO(LatentEmbeddingOptimization, Learner):
 
     def steps_by_scores(self, support: AnySupport) -> bool:
         """Whether ``closed_form.adapted_by_means`` knows this learner, and is cheaper than its steps one by one."""
-        (num_tasks, num_way, _), num_images = sizes_of(support), images_of(support)[..., 0].numel()
-        num_images = num_images if isinstance(support, Support) else num_images // num_tasks
-        own = [
-            name
-            for name in ("adaptation", "inner_loops", "seen")
-            if getattr(type(self), name) is not getattr(LEO, name)
-        ]
+        if self.form == "autograd" or self.closed_form_obstacle(is_data=True) is not None:
+            return False
+        if any(getattr(type(self), name) is not getattr(LEO, name) for name in ("adaptation", "inner_loops", "seen")):
+            return False
+        (_, num_way, _), num_images = sizes_of(support), examples_of(support).images.shape[-2]
         # Products of all pairs of images against two of images and classifiers at each step.
-        is_cheaper = num_images <= 2 * num_way * max(1, self.num_finetune_steps - 1)
-        return is_cheaper and not own and self.form != "autograd" and self.closed_form_obstacle(is_data=True) is None
+        return num_images <= 2 * num_way * max(1, self.num_finetune_steps - 1)
 
     def encode(self, support: AnySupport) -> Gaussian:
         """The distribution of each class's code, [B, N, M, Z]: M = K equal copies where every example has its own."""
@@ -145,7 +143,7 @@ class LEO(LatentEmbeddingOptimization, Learner):
         mean, u = self.decoder(z)
         if eps is None:
             return mean
-        return mean + stddev(u, (2 / (z.shape[1] + self.num_features)) ** 0.5) * eps
+        return mean + stddev(u, steps.glorot_stddev(z.shape[1], self.num_features)) * eps
 
     def model_parameters(self, decoded: Float[Tensor, "B N M D"]) -> Float[Tensor, "B N D"]:
         """The classifier of the M weight vectors of each class, whose logits are averaged."""
@@ -166,7 +164,7 @@ class LEO(LatentEmbeddingOptimization, Learner):
         if self.dropout:
             num_masks = 1 + self.num_latent_steps + self.num_finetune_steps
             weight = next(self.parameters())
-            bits = partial(steps_for(weight).random_bits, like=weight, generator=generator)
+            bits = partial(steps_for(weight).random_bits, device=weight.device, generator=generator)
             noise = noise._replace(
                 support_bits=bits(num_masks, *tasks.support.shape), query_bits=bits(*tasks.query.shape)
             )

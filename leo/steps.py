@@ -12,16 +12,11 @@ from torch.nn.functional import threshold
 
 from leo import softmax
 from leo.dropout import dropout
-from leo.dropout import random_bits as dropout_bits
+from leo.dropout import random_bits as random_bits  # which belongs to the steps too
 
 STDDEV_FLOOR = 1e-10
 
 Slope = Float[Tensor, "R D"] | None
-
-
-def random_bits(*shape: int, like: Tensor, generator: torch.Generator) -> Int16[Tensor, "*any"]:
-    """Uniform 16-bit numbers, on the device of ``like``."""
-    return dropout_bits(*shape, device=like.device, generator=generator)
 
 
 def normal(*shape: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "*any"]:
@@ -29,17 +24,22 @@ def normal(*shape: int, like: Tensor, generator: torch.Generator) -> Float[Tenso
     return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
+def glorot_stddev(num_way: int, num_features: int) -> float:
+    """The standard deviation of decoded weights at z = 0: Glorot's, sqrt(2 / (N + D))."""
+    return (2 / (num_way + num_features)) ** 0.5
+
+
 def decode(
     parameters: Float[Tensor, "R two_D"], eps: Float[Tensor, "R D"], num_way: int
 ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
     """Weights w = mean + stddev * eps (``LEO.decode``), from mean and u of each row, and their slope dw/du.
 
-    At z = 0 the standard deviation is Glorot's, sqrt(2 / (N + D)). With an offset no digits are lost by exp, and
+    With an offset (``glorot_stddev``) no digits are lost by exp, and
     expm1 takes ten times as long. The slope, 0 at the floor, is its own derivative with respect to u.
     """
     num_features = eps.shape[1]
     mean, u = parameters.split(num_features, dim=1)
-    exp_u, floor = u.exp(), 1 - (2 / (num_way + num_features)) ** 0.5
+    exp_u, floor = u.exp(), 1 - glorot_stddev(num_way, num_features)
     slope = threshold(exp_u, floor + STDDEV_FLOOR, 0.0).mul_(eps)
     return torch.addcmul(mean, exp_u.sub_(floor).clamp_min_(STDDEV_FLOOR), eps), slope
 

@@ -147,7 +147,9 @@ def test_the_largest_difference_is_relative_to_the_norm():
 def test_updates_are_made_as_the_trainer_makes_them(monkeypatch):
     monkeypatch.setattr(gpu_parts, "UPDATES_PER_STEP", 4)
     table = make_table([12] * 6, 640)
-    update = gpu_parts.make_update(MetaUpdate, table, gpu_parts.make_stream(table, SMALL, 1))
+    update = gpu_parts.make_update(
+        MetaUpdate, gpu_parts.make_leo(SMALL.num_features, "cpu"), gpu_parts.make_stream(table, SMALL, 1)
+    )
     sizes, make = [], MetaUpdate.__call__
     monkeypatch.setattr(MetaUpdate, "__call__", lambda self, batches: sizes.append(len(batches)) or make(self, batches))
     gpu_parts.train_on(update, 10)

@@ -106,7 +106,7 @@ def test_queries(sizes, num_query, dropped):
     num_tasks, num_way, _, _, num_features = sizes
     weights, images = draw(num_tasks, num_way, num_features), draw(num_tasks, num_way, num_query, num_features)
     generator = torch.Generator().manual_seed(1)
-    bits = kernels.random_bits(*images.shape, like=images, generator=generator) if dropped else None
+    bits = kernels.random_bits(*images.shape, device=images.device, generator=generator) if dropped else None
     for ours, theirs in zip(
         kernels.query(weights, images, bits, 0.3), steps.query(weights, images, bits, 0.3), strict=True
     ):
@@ -135,7 +135,7 @@ def test_pairs_of_images(sizes):
 @pytest.mark.usefixtures("_threads")
 def test_dropout_under_several_masks():
     x = torch.randn(3, 4, 5)
-    bits = kernels.random_bits(6, *x.shape, like=x, generator=torch.Generator().manual_seed(0))
+    bits = kernels.random_bits(6, *x.shape, device=x.device, generator=torch.Generator().manual_seed(0))
     assert torch.equal(kernels.dropout(x, 0.3, bits), steps.dropout(x, 0.3, bits))
 
 
@@ -198,7 +198,7 @@ def test_normal_draws():
 def test_random_bits():
     """Each of the sixteen bits is set half of the time, and none goes with another or with its neighbour's."""
     count = 1_000_001
-    drawn = kernels.random_bits(count, like=torch.empty(0), generator=torch.Generator().manual_seed(0)).int()
+    drawn = kernels.random_bits(count, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0)).int()
     bits = torch.stack([(drawn >> i) & 1 for i in range(16)]).double()
     assert (bits.mean(1) - 0.5).abs().max() < 4 * 0.5 / count**0.5
     together = torch.cat([bits[:, 1:], bits[:, :-1]])
