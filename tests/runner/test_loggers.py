@@ -37,7 +37,7 @@ def records_of(path):
 
 
 def parse(path):
-    """The records that ``path`` holds so far."""
+    """The records that ``path`` holds whole so far; W&B may be writing the last one."""
     data, position, whole, found = path.read_bytes(), HEADER, b"", []
     while position + HEADER <= len(data):
         if BLOCK - position % BLOCK < HEADER:
@@ -45,6 +45,8 @@ def parse(path):
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + HEADER])
         position += HEADER + length
+        if position > len(data):
+            break
         whole += data[position - length : position]
         if kind in (1, 4):  # a full record, or the last part of one
             found.append(Record())
