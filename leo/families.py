@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from leo.functions import Family, ModelTasks, fit, nearest_family
-from leo.model_problem import predict
+from leo.model_problem import Sampled, predict
 from leo.regression import ModelLearner
 
 NUM_GRID = 101  # inputs at which a sample is compared with the families
@@ -60,18 +60,18 @@ class FamilyShares:
         grid = grid.expand(parameters.shape[1], -1, -1)
         return nearest_family(self.families, grid, predict(learner, parameters, grid))
 
-    def __call__(self, tasks: ModelTasks, learner: ModelLearner, parameters: Tensor) -> dict[str, Tensor]:
+    def __call__(self, tasks: ModelTasks, learner: ModelLearner, sampled: Sampled) -> dict[str, Tensor]:
         """Of each task: is it ambiguous; and do its samples hold every family, if it is, and if it is not.
 
         ``exact``: the probability that as many independent samples of exact inference hold every family (of two).
         """
         ambiguous = self.ambiguous(tasks.support_x, tasks.support_y)
-        family = self.of_samples(learner, parameters)
-        both = torch.stack([(family == i).any(0) for i in range(len(self.families))]).all(0).to(parameters.dtype)
+        family, dtype = self.of_samples(learner, sampled.parameters), sampled.parameters.dtype
+        both = torch.stack([(family == i).any(0) for i in range(len(self.families))]).all(0).to(dtype)
         exact = 1 - self.probability(tasks.support_x, tasks.support_y, NUM_FUNCTIONS).pow(len(family)).sum(1)
         nothing = torch.full_like(both, torch.nan)
         return {
-            "ambiguous": ambiguous.to(parameters.dtype),
+            "ambiguous": ambiguous.to(dtype),
             "both_if_ambiguous": torch.where(ambiguous, both, nothing),
             "exact_if_ambiguous": torch.where(ambiguous, exact, nothing),
             "both_if_certain": torch.where(ambiguous, nothing, both),

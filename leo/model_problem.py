@@ -16,13 +16,21 @@ from leo.module import MetaLearning, TaskData
 from leo.regression import ModelLearner
 from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, updates_per_step
 from leo.stream import BatchStream
+from runner.config import check_whole_numbers
 from runner.errors import InputError
 from runner.terminal import shares_terminal
 
 TASKS_PER_CHUNK = 20  # adapted at once, each as often as it is sampled: few, for the processor's cache
-NUM_TEST_QUERIES = 100  # of each task, judged without noise
 
-Extra = Callable[[ModelTasks, ModelLearner, Tensor], dict[str, Tensor]]
+
+class Sampled(NamedTuple):
+    """Models adapted to each of B tasks, S to each, and what they say of the queries."""
+
+    parameters: Float[Tensor, "S B P"]
+    predictions: Float[Tensor, "S B Q Y"]
+
+
+Extra = Callable[[ModelTasks, ModelLearner, Sampled], dict[str, Tensor]]
 
 
 @runtime_checkable
@@ -65,6 +73,34 @@ def predict(
     return learner.model(parameters.flatten(0, 1), x.repeat(num_samples, 1, 1)).unflatten(0, (num_samples, -1))
 
 
+@torch.no_grad()
+def sample_answers(learner: ModelLearner, tasks: ModelTasks, num_samples: int, generator: torch.Generator) -> Sampled:
+    """``num_samples`` models adapted to each task, and what they say of its queries."""
+    parameters = sample_models(learner, tasks, num_samples, generator)
+    return Sampled(parameters, predict(learner, parameters, tasks.query_x))
+
+
+def check_model(learner: ModelLearner, tasks: ModelTasks) -> None:
+    """Raise where ``learner`` cannot be adapted to ``tasks``, or its model predicts targets of another size."""
+    num_inputs, num_targets = tasks.support_x.shape[2], tasks.support_y.shape[2]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        fresh = learner.model.scale * torch.randn(len(tasks.support_x), len(learner.model.scale), generator=generator)
+        found = learner.model(fresh, tasks.support_x).shape[2]
+        if found == num_targets:
+            sample_answers(learner, tasks, 1, generator)
+    except RuntimeError as error:
+        raise InputError(
+            f"{learner.model} or its learner does not fit tasks whose x has {num_inputs} numbers and whose y has "
+            f"{num_targets}: {' '.join(str(error).split())}"
+        ) from error
+    if found != num_targets:
+        raise InputError(
+            f"{learner.model} predicts {found} numbers of each example, and its target has {num_targets}; set the "
+            f"size of its output to that"
+        )
+
+
 class ModelScores(NamedTuple):
     """Per task: the loss of the samples' average prediction to the truth of the queries, minus it, and divergence.
 
@@ -77,28 +113,30 @@ class ModelScores(NamedTuple):
     diverged: Bool[Tensor, " B"]
 
 
+Judge = Callable[[ModelLearner, ModelTasks, Sampled], ModelScores]
+
+
 @torch.no_grad()
-def score_models(learner: ModelLearner, tasks: ModelTasks, parameters: Float[Tensor, "S B P"]) -> ModelScores:
-    """The scores of ``tasks`` by sampled models."""
-    loss = learner.loss(predict(learner, parameters, tasks.query_x).mean(0), tasks.truth)
-    diverged = ~(parameters.isfinite().all(2).all(0) & loss.isfinite())
+def score_models(learner: ModelLearner, tasks: ModelTasks, sampled: Sampled) -> ModelScores:
+    """The scores of ``tasks`` by sampled models: how far their average prediction is from the truth."""
+    loss = learner.loss(sampled.predictions.mean(0), tasks.truth)
+    diverged = ~(sampled.parameters.isfinite().all(2).all(0) & loss.isfinite())
     if not diverged.any():
         return ModelScores(loss, -loss, diverged)
-    ignorant = learner.loss(learner.model(torch.zeros_like(parameters[0]), tasks.query_x), tasks.truth)
+    ignorant = learner.loss(learner.model(torch.zeros_like(sampled.parameters[0]), tasks.query_x), tasks.truth)
     return ModelScores(loss.masked_fill(diverged, torch.nan), -torch.where(diverged, ignorant, loss), diverged)
 
 
 class ModelScorer:
     """The scores of ``learner`` by ``num_samples`` samples a task; each call draws the same noise."""
 
-    def __init__(self, learner: ModelLearner, num_samples: int) -> None:
-        self.learner, self.num_samples = learner, num_samples
+    def __init__(self, learner: ModelLearner, num_samples: int, judge: Judge = score_models) -> None:
+        self.learner, self.num_samples, self.judge = learner, num_samples, judge
 
-    @torch.no_grad()
     def __call__(self, tasks: ModelTasks) -> ModelScores:
         """The scores of ``tasks``."""
         generator = torch.Generator(tasks.support_x.device).manual_seed(VAL_SEED)
-        return score_models(self.learner, tasks, sample_models(self.learner, tasks, self.num_samples, generator))
+        return self.judge(self.learner, tasks, sample_answers(self.learner, tasks, self.num_samples, generator))
 
 
 class ModelProblem:
@@ -109,6 +147,7 @@ class ModelProblem:
         distribution: see ``Distribution``.
         num_shots: numbers of support examples to test with; the score is of ``cfg.num_shot``.
         num_samples: models drawn for each validation and test task.
+        num_test_queries: of each validation and test task.
         extra: more numbers from the sampled models of a chunk of test tasks, one of each task; NaN: does not apply.
             None: none.
     """
@@ -122,22 +161,26 @@ class ModelProblem:
         distribution: Distribution,
         num_shots: Sequence[int],
         num_samples: int,
+        num_test_queries: int,
         extra: Extra | None,
     ) -> None:
         self.cfg, self.distribution = cfg, distribution
         self.origin: dict[str, Any] = {}
         self.num_shots, self.num_samples, self.extra = num_shots, num_samples, extra
+        self.num_test_queries = num_test_queries
         check_numbers(cfg)
         if cfg.num_shot not in num_shots or min(num_shots) < 1:
             raise InputError(
                 f"tasks.num_shots={list(num_shots)} must be positive and hold num_shot={cfg.num_shot}; add it"
             )
-        if num_samples < 1:
-            raise InputError(f"tasks.num_samples={num_samples} must be at least 1")
+        check_whole_numbers(cfg, {"tasks.num_samples": 1, "tasks.num_test_queries": 1})
 
     def build(self) -> MetaLearning:
-        """The learner; there are no features to normalise."""
-        return make_module(self.cfg, None)
+        """The learner, once it has been tried on a few tasks; there are no features to normalise."""
+        module = make_module(self.cfg, None)
+        assert isinstance(module.learner, ModelLearner)
+        check_model(module.learner, self.fixed_tasks(2, self.cfg.num_shot, VAL_SEED, torch.device("cpu"))[0])
+        return module
 
     def data(self, module: MetaLearning, device: torch.device) -> TaskData:
         """The stream, and fixed validation tasks."""
@@ -158,12 +201,14 @@ class ModelProblem:
     def fixed_tasks(self, num_tasks: int, num_shot: int, seed: int, device: torch.device) -> list[ModelTasks]:
         """The same tasks for every run, in chunks."""
         generator = torch.Generator(device).manual_seed(seed)
-        tasks = self.distribution.sample(num_tasks, num_shot, NUM_TEST_QUERIES, generator)
+        tasks = self.distribution.sample(num_tasks, num_shot, self.num_test_queries, generator)
         return [ModelTasks(*parts) for parts in zip(*(part.split(TASKS_PER_CHUNK) for part in tasks), strict=True)]
 
     def validate(self, module: MetaLearning) -> float:
-        """Every learner of whole models has something to train."""
-        raise TypeError(f"{type(module.learner).__name__} has nothing to train")
+        """The mean validation score of a learner that is fitted to each task alone."""
+        scorer = ModelScorer(module.learner, self.num_samples)
+        tasks = self.fixed_tasks(self.cfg.val.num_tasks, self.cfg.num_shot, VAL_SEED, module.device)
+        return torch.cat([scorer(chunk).score for chunk in tasks]).mean().item()
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """By number of shots, means over the test tasks with their 95 % intervals."""
@@ -229,13 +274,12 @@ def score_shots(learner: ModelLearner, chunks: list[ModelTasks], num_samples: in
     all_scores: list[ModelScores] = []
     for i, tasks in enumerate(chunks):
         generator = torch.Generator(tasks.support_x.device).manual_seed(TEST_SEED + i)
-        parameters = sample_models(learner, tasks, num_samples, generator)
-        scores = score_models(learner, tasks, parameters)
-        predictions = predict(learner, parameters, tasks.query_x)
-        losses = torch.stack([learner.loss(prediction, tasks.truth) for prediction in predictions])
+        sampled = sample_answers(learner, tasks, num_samples, generator)
+        scores = score_models(learner, tasks, sampled)
+        losses = torch.stack([learner.loss(prediction, tasks.truth) for prediction in sampled.predictions])
         numbers = {"mean": scores.loss, "single": losses.mean(0), "best": losses.min(0).values}
         if extra is not None:
-            numbers |= extra(tasks, learner, parameters)
+            numbers |= extra(tasks, learner, sampled)
         for name, values in numbers.items():
             per_task.setdefault(name, []).append(values.masked_fill(scores.diverged, torch.nan))
         all_scores.append(scores)

@@ -216,7 +216,7 @@ def test_panels_obey_their_rule():
     ("override", "message"),
     [
         ("num_shot=4", r"tasks.num_shots=\[1, 3, 5, 10\] must be positive and hold num_shot=4; add it"),
-        ("tasks.num_samples=0", "tasks.num_samples=0 must be at least 1"),
+        ("tasks.num_samples=0", "tasks.num_samples=0 must be a whole number of at least 1"),
         ("num_query=0", "num_query=0 must be a whole number of at least 1"),
     ],
 )
