@@ -122,7 +122,7 @@ def test_learners_do_with_a_module_what_they_do_with_the_written_perceptron():
 
 
 def test_the_spread_is_that_of_the_modules_own_initialisation():
-    """A linear layer: uniform to +-1/sqrt(in). A layer norm: weights 1, biases 0, always. The generator of torch stays."""
+    """A linear layer: uniform to +-1/sqrt(in). A layer norm: weights 1, biases 0, always. Torch's generator stays."""
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -126,12 +126,12 @@ def test_bands_of_exchangeable_samples_hold_the_truth_as_often_as_they_say():
     assert found["within_90"].mean().item() == pytest.approx(0.9, abs=0.006)
     narrow = coverage(tasks, Autoregression(order=0, num_predicted=1), Sampled(torch.zeros(19, 50, 1), 0.5 * samples))
     assert narrow["within_90"].mean() < 0.7
-    with pytest.raises(InputError, match="a band of 0.9 has no whole number of 10 samples"):
+    with pytest.raises(InputError, match="a band of 0.5 has no whole number of 10 samples"):
         Coverage(levels=[0.5, 0.9], num_samples=10)
 
 
 def test_runs_of_each_method(tmp_path, composed):
-    """From configuration to result: LEO and what is fitted to each task alone, with the figures' numbers in the result."""
+    """From configuration to result: LEO, its baselines, and what is fitted to each task alone."""
     small = ["test.num_tasks=20", "val.num_tasks=20", "tasks.num_test_queries=2"]
     shared = [f"run_dir={tmp_path / 'mean'}", "experiment=oscillators_mean", *small]
     meta_train(composed(*shared))

@@ -83,12 +83,12 @@ def test_the_network_is_as_large_as_it_says_and_sees_channels_last():
 
 def test_runs_of_each_method(tmp_path, composed, toy_overrides):
     """On the toy features, with a perceptron: validation and test name accuracy, as other classification does."""
-    model = ["model/inference@model.learner.model=mlp", "model.learner.model.sizes=[16,8,3]"]
+    model = ["model/inference@model.learner.model=mlp", "model.learner.model.sizes=[8,8,3]"]
     small = ["max_steps=4", "val.every=2", "test.num_tasks=20", "val.num_tasks=20", "tasks_per_batch=2"]
     toy = [override for override in toy_overrides if not override.startswith("model.")]
     for method in ("", "_meta_sgd", "_maml"):
         folder = tmp_path / f"run{method}"
-        inputs = ["model.learner.num_inputs=19"] if not method else []
+        inputs = ["model.learner.num_inputs=11"] if not method else []
         overrides = [f"experiment=glyphs_pixels_1shot{method}", *model, *inputs, *toy, *small]
         meta_train(composed(*overrides, f"run_dir={folder}"))
         result = read_json(folder / "result.json", ("accuracy", "val_accuracy"), "")
