@@ -148,8 +148,8 @@ def others(found: Found, rows: list[Row]) -> Iterator[Other]:
 
 
 def analyses(runs: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, str | None, list[Picture]]]:
-    """The files of finished analyses, and of drawings of Figure 3, with their commands and pictures."""
-    for path in sorted([*runs.glob("*/analysis.json"), *runs.glob("*/figure3.json")]):
+    """The files of finished analyses, Figure 3 and forecasts, with their commands and pictures."""
+    for path in sorted([*runs.glob("*/analysis.json"), *runs.glob("*/figure3.json"), *runs.glob("*/forecasts.json")]):
         content = read_json(path)
         if isinstance(content, str):
             unreadable[path] = content

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from leo.forecasts import draw
 from leo.functions import ModelTasks
 from leo.model_problem import Sampled
 from leo.oscillators import Autoregression, Coverage, Oscillators, Recurrence, motion
@@ -14,6 +15,7 @@ from leo.recurrent import FreeRunning
 from leo.run import meta_train
 from runner.errors import InputError
 from runner.files import read_json
+from sweeps.page import analyses
 
 LIMITS = {
     "frequency": [0.4, 0.9], "damping": [0.05, 0.3], "drive": [0.0, 1.0], "drive_frequency": [0.2, 0.9],
@@ -154,3 +156,24 @@ def test_a_model_that_does_not_fit_the_tasks_is_refused_before_training(tmp_path
     with pytest.raises(InputError, match="its learner does not fit tasks whose x has 10 numbers and whose y has 20"):
         meta_train(composed(*small, "model.learner.num_inputs=2"))
     assert not list(tmp_path.iterdir())
+
+
+def test_forecasts_are_drawn_and_the_report_shows_them(tmp_path, composed):
+    run = [
+        f"dirs.runs={tmp_path}", "experiment=oscillators", "test.num_tasks=4", "val.num_tasks=2",
+        "tasks.num_shots=[1,3]",
+        "tasks.num_test_queries=2", "max_steps=2", "val.every=2", "tasks_per_batch=2", "num_query=2",
+    ]  # fmt: skip
+    meta_train(composed(*run, f"run_dir={tmp_path / 'trained'}"))
+    checkpoint, drawn = f"checkpoint={tmp_path / 'trained' / 'best.ckpt'}", tmp_path / "drawn"
+    draw(composed(*run, "stage=forecasts", checkpoint, f"run_dir={drawn}"))
+    assert (drawn / "forecasts.png").read_bytes().startswith(b"\x89PNG")
+    numbers = read_json(drawn / "forecasts.json", ("coverage", "spread"), "")
+    assert list(numbers["coverage"]) == list(numbers["spread"]) == ["1", "3"]
+    for found in numbers["coverage"].values():
+        shares = list(found.values())
+        assert len(shares) == 9
+        assert shares == sorted(shares)
+    assert [path for path, _, _ in analyses(tmp_path, {})] == [drawn / "forecasts.json"]
+    with pytest.raises(InputError, match="draws sequences; choose experiment=oscillators"):
+        draw(composed("stage=forecasts", "experiment=sines", f"run_dir={tmp_path / 'other'}"))
