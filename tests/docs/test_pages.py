@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from leo.run import meta_train
 from pretrain.run import pretrain
 from pretrain.store import SPLITS, write_split
+from runner.checkpoints import load_checkpoint
 from runner.config import check_keys, check_overrides
 from sweeps.paper_tables import published
 from sweeps.search import values_of
@@ -159,8 +160,10 @@ def mine(tmp_path, monkeypatch):
         "conf/ablation/one_latent_step.yaml",
         "conf/ablation/two_layers.yaml",
         "conf/backbone/conv4.yaml",
+        "conf/model/inference/tanh_net.yaml",
         "conv4.py",
         "no_relation.py",
+        "tanh_net.py",
         "two_layers.py",
     ]
     monkeypatch.syspath_prepend(folder)
@@ -175,6 +178,23 @@ def test_the_ablations_of_the_documentation_learn(composed, mine, toy_overrides,
     )  # fmt: skip
     check_keys(cfg)
     assert meta_train(cfg) > 0.5, "three ways: 0.33 by guessing"
+
+
+@pytest.mark.parametrize("method", ["sines_and_lines", "sines_and_lines_meta_sgd"])
+def test_the_model_of_the_documentation_is_generated(composed, mine, tmp_path, method):
+    small = [
+        "max_steps=4",
+        "val={every: 2, num_tasks: 4}",
+        "test.num_tasks=4",
+        "tasks.num_shots=[5]",
+        "tasks_per_batch=2",
+    ]
+    network = "model/inference@model.learner.model=tanh_net"
+    cfg = composed(f"hydra.searchpath=[file://{mine / 'conf'}]", f"experiment={method}", network, *small)
+    check_keys(cfg)
+    meta_train(cfg)
+    state = load_checkpoint(tmp_path / "run/best.ckpt", "")["state_dict"]
+    assert state["learner.model._extra_state"]["names"][:2] == ["first.weight", "first.bias"]
 
 
 def test_the_gradient_check_of_the_documentation_finds_the_gradient_whole(mine, capsys):
