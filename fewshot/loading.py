@@ -24,7 +24,7 @@ from pretrain.extractor import (
 )
 from pretrain.network import state_sha256
 from runner import names
-from runner.config import CONF
+from runner.conf_folder import CONF
 from runner.errors import InputError, MissingFileError, users_message
 
 CENTROID = "leo.prototypes.NearestCentroid"

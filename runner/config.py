@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -17,13 +16,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.conf_folder import CONF
 from runner.errors import InputError
 
 OVERRIDING_GROUPS = ("experiment", "hparams", "ablation", "sweep")
 PLACES = ("dirs", "run_dir")  # where things are; every stage may be told
 INSTRUCTIONS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # to Hydra
 ABOUT = {"backbone": ("name", "mid_level", "depth", "pretrained")}  # keys that say how a part is used
-CONF = str(Path(__file__).parents[1] / "conf")
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def of_hydra(error: HydraException) -> str:
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         given = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
         if group not in given and (folders := [str(folder) for folder in Path(group).parents if str(folder) in given]):
-            from runner.config import CONF
+            from runner.conf_folder import CONF
 
             group, choice = folders[0], f"{group[len(folders[0]) + 1 :]}/{choice}"
             files = (Path(CONF) / group).rglob("*.yaml")

@@ -2,13 +2,14 @@
 
 import shlex
 
+from runner.conf_folder import IS_INSTALLED
 from sweeps.collect import Row, key
 from sweeps.paper_tables import Cell
 
 
 def line(*words: str) -> str:
-    """``python train.py`` with ``words``, as a shell reads them."""
-    return shlex.join(["python", "train.py", *words])
+    """``python train.py``, or ``leo`` where the package is installed, with ``words``, as a shell reads them."""
+    return shlex.join([*(["leo"] if IS_INSTALLED else ["python", "train.py"]), *words])
 
 
 def of_seeds(overrides: list[str], seeds: list[int]) -> str:
