@@ -59,15 +59,16 @@ def test_the_command_runs_all_stages_in_the_current_folder(installed):
     said = installed("leo", *TINY_GLYPHS)
     assert "test accuracy" in said
     assert {path.name for path in installed.folder.iterdir()} >= {"images", "features", "runs"}
-    search = [*TINY_GLYPHS, "search.n_trials=2", "experiment=glyphs_1shot_centroid_mid_level"]
-    search = [override for override in search if not override.startswith(("max_steps", "num_query"))]
+    search = [*TINY_GLYPHS, "search.n_trials=2", "experiment=glyphs_1shot_prototypes"]
     installed("leo", "stage=search", *search)
     installed("leo", "stage=search_best", *search)
-    found = Path("conf", "hparams", "search", "glyphs_1shot_centroid_mid_level-none.yaml")
+    found = Path("conf", "hparams", "search", "glyphs_1shot_prototypes-none.yaml")
     assert (installed.folder / found).is_file()
-    shown = installed("leo", "hparams=search/glyphs_1shot_centroid_mid_level-none", "--cfg", "job", "-p", "features")
-    assert "normalize" in shown
-    assert "leo" in installed("leo", "stage=report")
+    use = ["experiment=glyphs_1shot_prototypes", "hparams=search/glyphs_1shot_prototypes-none"]
+    assert "num_dimensions" in installed("leo", *use, "--cfg", "job", "-p", "model")
+    installed("leo", "stage=report")
+    (report,) = (installed.folder / "runs").glob("report*/*.html")
+    assert "<code>leo " in report.read_text() or "leo data.source" in report.read_text()
 
 
 def test_the_classifier_is_imported_from_anywhere(installed):

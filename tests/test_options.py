@@ -407,3 +407,23 @@ def test_a_folder_of_images_has_one_folder_of_labels_whatever_the_method(compose
     assert one.startswith("label-photos-")
     assert folder(f"folder={tmp_path}/other/../photos/", "checkpoint=a", "stage.port=0") == one
     assert folder(f"folder={tmp_path / 'other' / 'photos'}") != one
+
+
+def test_help_begins_with_a_screen_whose_commands_and_choices_exist():
+    done = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    screen, _, rest = done.stdout.partition("== All groups ==")
+    assert len(screen.splitlines()) < 40
+    assert max(map(len, screen.splitlines())) < 130
+    choices = {
+        group: set(listed.split(", "))
+        for group, _, listed in (line.partition(": ") for line in rest.splitlines() if ": " in line)
+    }
+    for group, choice in re.findall(r"\b(stage|sweep)=(\w+)", screen):
+        assert choice in choices[group], (group, choice)
+    lines = screen.partition("Groups (group=choice)")[2].partition("Any key")[0].strip().splitlines()
+    for group, listed in (line.split(maxsplit=1) for line in lines):
+        known = set(choices[group])
+        known |= {f"{name.partition('/')[2]}/..." for name in choices if name.startswith(f"{group}/")}
+        named = listed.rpartition(": ")[2] if group != "backbone" else listed.partition(": ")[2].replace(";", ",")
+        for choice in re.sub(r"\([^)]*\)|trained by others:", "", named).split(","):
+            assert choice.strip() in known | {"..."}, (group, choice)
