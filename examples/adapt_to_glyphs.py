@@ -180,4 +180,41 @@ axis.set_title(f"codes by latent step; this plane holds {100 * share:.0f} % of t
 axis.margins(0.15)
 axis.grid(alpha=0.3)
 figure.savefig(out / "codes.png", dpi=110)
-print(f"wrote support.png, predictions.png, accuracy.png and codes.png in {out}")
+
+# %% [markdown]
+# ## All of it in one picture: what LEO does
+
+# %%
+figure = plt.figure(figsize=(14, 4.2), layout="constrained")
+first, second, third, fourth = figure.subfigures(1, 4, width_ratios=(1.0, 3.2, 3.2, 3.0))
+first.suptitle("new classes", fontsize=11)
+for i, axis in enumerate(first.subplots(num_way, 1)):
+    show(axis, images[i, 0], COLOURS[i])
+second.suptitle("their codes move by gradient steps in latent space", fontsize=11)
+axis = second.subplots()
+for i, name in enumerate(names):
+    axis.plot(*plane[:, i].T, "o-", color=COLOURS[i], markersize=4)
+    axis.plot(*plane[-1, i], "^", color=COLOURS[i], markersize=11)
+    axis.annotate(name, plane[-1, i].tolist(), xytext=(8, 6), textcoords="offset points", fontsize=18, color=COLOURS[i])
+axis.set(xticks=[], yticks=[], xlabel="first direction", ylabel="second direction")
+axis.margins(0.2)
+third.suptitle("accuracy of the classifier that they decode to", fontsize=11)
+axis = third.subplots()
+axis.plot(accuracies, "o-", color="tab:blue")
+if 0 < num_latent_steps < len(way.loops):
+    axis.axvspan(num_latent_steps, len(way.loops), color="tab:orange", alpha=0.12, label="steps in weight space")
+    axis.legend(loc="lower right")
+axis.set(xlabel="inner steps", ylabel="% of the queries", xticks=range(len(accuracies)))
+axis.grid(alpha=0.3)
+fourth.suptitle("a row for each answer; frames: the true class", fontsize=11)
+shuffled = torch.randperm(predicted.numel(), generator=generator)
+for i, row in enumerate(fourth.subplots(num_way, 5)):
+    said = shuffled[predicted.flatten()[shuffled] == i]
+    for axis in row:
+        axis.set_axis_off()
+    for axis, place in zip(row, said.tolist(), strict=False):
+        label, j = divmod(place, num_query)
+        axis.set_axis_on()
+        show(axis, images[label, num_shot + j], COLOURS[label])
+figure.savefig(out / "leo.png", dpi=110)
+print(f"wrote support.png, predictions.png, accuracy.png, codes.png and leo.png in {out}")

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import ROOT, TINY_GLYPHS
 
 pytestmark = pytest.mark.slow
-PICTURES = ("support", "predictions", "accuracy", "codes")
+PICTURES = ("support", "predictions", "accuracy", "codes", "leo")
 
 
 def call(folder, script, *arguments):
