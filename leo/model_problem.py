@@ -206,6 +206,7 @@ class ModelProblem:
 
     def validate(self, module: MetaLearning) -> float:
         """The mean validation score of a learner that is fitted to each task alone."""
+        assert isinstance(module.learner, ModelLearner)
         scorer = ModelScorer(module.learner, self.num_samples)
         tasks = self.fixed_tasks(self.cfg.val.num_tasks, self.cfg.num_shot, VAL_SEED, module.device)
         return torch.cat([scorer(chunk).score for chunk in tasks]).mean().item()

@@ -57,11 +57,12 @@ class Oscillators:
         """``num_tasks`` tasks; their tensors lie on the device of ``generator``."""
         shape, device = (num_tasks, num_shot + num_query, 1), generator.device
         ranges = (self.frequency, self.damping, self.drive, self.drive_frequency)
-        oscillator = [uniform(limits, num_tasks, generator).view(-1, 1, 1) for limits in ranges]
+        frequency, *others = (uniform(limits, num_tasks, generator).view(-1, 1, 1) for limits in ranges)
         start, velocity = (torch.randn(shape, device=device, generator=generator) for _ in range(2))
         phase = uniform((0.0, 2 * torch.pi), num_tasks * shape[1], generator).view(shape)
         t = torch.arange(self.num_seen + self.num_predicted, device=device, dtype=torch.float32)
-        true = motion(*oscillator, start, velocity * oscillator[0], phase, t)
+        damping, drive, drive_frequency = others
+        true = motion(frequency, damping, drive, drive_frequency, start, velocity * frequency, phase, t)
         seen = true + self.noise * torch.randn(true.shape, device=device, generator=generator)
         x, y = seen.split([self.num_seen, self.num_predicted], -1)
         truth = true[..., self.num_seen :]
