@@ -127,7 +127,7 @@ def task_overrides() -> list[Override]:
     choices, found = HydraConfig.get().runtime.choices, []
     for text in HydraConfig.get().overrides.task:
         key = text.partition("=")[0].lstrip("+~")
-        found.append(Override(text, key, key.partition("@")[0] in choices))
+        found.append(Override(text, key, key in choices or key.partition("@")[0] in choices))
     return found
 
 
