@@ -266,7 +266,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """What the trials of a search follow from: the configuration less what only places, shows or ends it."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(config, dict)
-    for key in ("stage", "logger", "run_dir", "checkpoint", "threads", "captured", "seed", "dirs"):
+    free_of_run = ["stage", "logger", "run_dir", "checkpoint", "threads", "captured", "seed", "dirs"]
+    for key in free_of_run + ["extractor"] * (cfg.extractor.problem is None):  # else a study of before were another
         del config[key]
     free = ("n_trials", "worker", "max_failures", "storage", "folder", "name", "best")
     config["search"] = {key: value for key, value in config["search"].items() if key not in free}
