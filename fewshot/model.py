@@ -80,8 +80,8 @@ class Model(NamedTuple):
         raise InputError(
             f"{self.source} holds a learner of features without its extractor, which images need: "
             f"{origin['extractor']} trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give "
-            f"stage.extractor=PATH, in Python load(..., extractor=PATH): the run folder of stage 1 or its file; or take a "
-            f"package instead (python train.py stage=package)"
+            f"stage.extractor=PATH, in Python load(..., extractor=PATH): the run folder of stage 1 or its file; or "
+            f"take a package instead (python train.py stage=package)"
         )
 
     def sampled_learner(self, num_samples: int) -> LEO:

@@ -78,7 +78,8 @@ def check_extractor(module: MetaLearning, checkpoint: dict[str, Any], path: Path
     if wanted is not None and wanted.settings != found:
         changed = "; ".join(differences(found, wanted.settings))
         raise InputError(
-            f"{path} holds another extractor than the configured one ({changed}); choose data=, backbone= and features= as it was trained with"
+            f"{path} holds another extractor than the configured one ({changed}); choose data=, backbone= and "
+            f"features= as it was trained with"
         )
 
 

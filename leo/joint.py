@@ -264,8 +264,8 @@ class JointClassification(Classification):
             return JointMetaLearning(
                 *args,
                 extractor=self.parts.extractor,
-                extractor_lr=cfg.extractor.lr,
-                weight_decay=cfg.extractor.weight_decay,
+                extractor_lr=float(cfg.extractor.lr),
+                weight_decay=float(cfg.extractor.weight_decay),
                 chunk=cfg.extractor.chunk,
                 **settings,
             )
