@@ -323,6 +323,12 @@ def test_who_waits_says_for_what(tmp_path):
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),
         (["stage=tset"], r"stage=tset does not exist; did you mean test\?"),
         (
+            ["stage=predict", "extractor=runs/pretrain-glyphs"],
+            r"extractor=runs/pretrain-glyphs does not exist; where an extractor's file lies is said by "
+            r"stage.extractor=runs/pretrain-glyphs. The choices are frozen, joint",
+        ),
+        (["stage=package", "extractor=/a/best.ckpt"], r"said by stage.extractor=/a/best.ckpt. The choices are frozen"),
+        (
             ["hparams=search/glyphs_1sho-none"],
             r"hparams=search/glyphs_1sho-none does not exist; did you mean search/glyphs_1shot-none\? .*paper/mini",
         ),
