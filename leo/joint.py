@@ -5,6 +5,7 @@ which goes on into the extractor. Nothing here knows which network that is: ``Pa
 ``conf/extractor/joint.yaml`` names what answers (``pretrain.joint``).
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -139,8 +140,10 @@ class ImageStream(ClassStream):
     def draw(self, num_tasks: int) -> SeededTasks:
         """Classes and images of ``num_tasks`` tasks, and their numbers."""
         classes, images = super().draw(num_tasks)
-        copy = self.generator.clone_state()
-        return SeededTasks(classes, images, torch.randint(2**62, (num_tasks,), device=classes.device, generator=copy))
+        generator = self.generator.clone_state()
+        return SeededTasks(
+            classes, images, torch.randint(2**62, (num_tasks,), device=classes.device, generator=generator)
+        )
 
     def gather(self, batch: SeededTasks) -> ImageTasks:
         """The images of ``batch``, augmented."""
@@ -263,7 +266,7 @@ class JointClassification(Classification):
         def kind(*args: Any, **settings: Any) -> JointMetaLearning:
             return JointMetaLearning(
                 *args,
-                extractor=self.parts.extractor,
+                extractor=copy.deepcopy(self.parts.extractor),  # each module trains its own
                 extractor_lr=float(cfg.extractor.lr),
                 weight_decay=float(cfg.extractor.weight_decay),
                 chunk=cfg.extractor.chunk,

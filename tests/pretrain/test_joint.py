@@ -2,10 +2,13 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from leo.analysis.run import analyze
 from leo.features import read_origin
 from leo.run import make_problem, meta_train
 from leo.run import test_checkpoint as run_stage_test
@@ -13,6 +16,7 @@ from pretrain.extractor import read_extractor
 from pretrain.joint import NUM_FIRST_IMAGES
 from pretrain.run import pretrain
 from pretrain.store import write_split
+from sweeps.search import search
 from tests.conftest import composing
 from tests.leo.test_run import CopyAt
 
@@ -132,6 +136,18 @@ def test_a_checkpoint_of_a_joint_run_is_tested_with_its_extractor_and_no_other(w
     frozen = f"checkpoint={folder / 'run' / 'best.ckpt'}"
     with pytest.raises(ValueError, match="run/best.ckpt holds no extractor: its learner was trained on frozen featur"):
         run_stage_test(joint("stage=test", frozen))
+
+
+def test_a_search_draws_the_extractors_rate_and_the_analysis_says_what_it_does_not_take(world, joint, composed):
+    """One trial; its run has the rate that was drawn."""
+    drawn = ["~search.space", '+search.space={extractor: {lr: "tag(log, interval(1e-5, 1e-3))"}}']
+    cfg = joint("stage=search", "search.n_trials=1", "search.name=tried", *drawn)
+    score = search(cfg)
+    path = Path(cfg.search.folder) / "trial-000"
+    assert 1e-5 < OmegaConf.load(path / "config.yaml").extractor.lr < 1e-3
+    assert json.loads((path / "trained.json").read_text())["score"] == score
+    with pytest.raises(ValueError, match="best.ckpt holds an extractor that was trained with its learner; stage=anal"):
+        analyze(composed(*world[0], "stage=analyze", f"checkpoint={path / 'best.ckpt'}"))
 
 
 def test_joint_training_may_go_on_from_a_learner_of_frozen_features(world, joint, tmp_path):
