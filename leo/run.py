@@ -332,8 +332,8 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers follow from: the resolved configuration, less what only shows them, and ``origin``."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    free = ("stage", "logger", "run_dir", "checkpoint", "threads", "captured")
+    free = ["stage", "logger", "run_dir", "checkpoint", "threads", "captured"]
     if cfg.extractor.problem is None:
-        free += ("extractor",)  # a run on frozen features is what it was before there was a choice
+        free.append("extractor")  # a run on frozen features is what it was before there was a choice
     shown = {str(key): value for key, value in config.items() if key not in free}
     return without_paths(shown) | origin

@@ -266,9 +266,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """What the trials of a search follow from: the configuration less what only places, shows or ends it."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(config, dict)
-    free_of_run = ["stage", "logger", "run_dir", "checkpoint", "threads", "captured", "seed", "dirs"]
-    for key in free_of_run + ["extractor"] * (cfg.extractor.problem is None):  # else a study of before were another
+    for key in ("stage", "logger", "run_dir", "checkpoint", "threads", "captured", "seed", "dirs"):
         del config[key]
+    if cfg.extractor.problem is None:
+        del config["extractor"]  # so that a study of before there was a choice goes on
     free = ("n_trials", "worker", "max_failures", "storage", "folder", "name", "best")
     config["search"] = {key: value for key, value in config["search"].items() if key not in free}
     content: dict[str, Any] = json.loads(json.dumps(config))  # as the storage gives it back
