@@ -317,8 +317,13 @@ def check_settings(cfg: DictConfig) -> None:
             f"{given} goes on with the learner's training, and {cfg.model.learner._target_} has none; leave it out, or "
             f"choose model=leo, meta_sgd or prototypes"
         )
+    if cfg.model.learner.get("inner_loops") == "closed_form":
+        raise InputError(
+            f"model.learner.inner_loops=closed_form is for frozen features, and with {given} the support needs a "
+            f"gradient; choose auto or autograd"
+        )
     if cfg.captured:
-        raise InputError("captured=true has no joint training, as images are drawn on the processor; leave out one")
+        raise InputError("captured=true has no joint training, as images are gathered on the processor; leave out one")
     for key in ("lr", "weight_decay"):
         if not isinstance(settings[key], int | float) or settings[key] < 0:
             raise InputError(f"extractor.{key}={settings[key]} must be a number of at least 0")

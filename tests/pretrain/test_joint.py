@@ -197,6 +197,7 @@ def test_nothing_of_stage_1_is_needed_where_the_extractor_starts_from_nothing(wo
         (["features=pixels"], "extractor=joint needs an extractor, and features has pixels"),
         (["features=array"], "needs an extractor, and features has features that were made elsewhere"),
         (["captured=true"], "captured=true has no joint training"),
+        (["model.learner.inner_loops=closed_form"], "inner_loops=closed_form is for frozen features, .*; choose auto"),
         (["dirs.runs=elsewhere"], r"elsewhere/pretrain-.* is missing, from which extractor=joint goes on: .*"),
         (["dirs.features=elsewhere"], r"elsewhere/glyphs-wrn_10_2-layer9 is missing, from which extractor=joint goes"),
         (["model.optimizer=null"], "goes on with the learner's training, and leo.leo.LEO has none; leave it out"),
