@@ -59,7 +59,7 @@ def card(model: Model, result: dict[str, Any] | None, program: str, num_query: i
     """
     config, extractor = model.config, model.needed_extractor()
     origin, crop, size = config["features_origin"], extractor.settings["crop"], extractor.image_size
-    about = config.get("backbone", {}).get("pretrained")
+    about = config.get("backbone", {}).get("pretrained") if "extractor_start" not in config else None
     num_way, num_shot = config["num_way"], config["num_shot"]
     framing = extractor.framing
     return TEXT.format(
@@ -70,7 +70,7 @@ def card(model: Model, result: dict[str, Any] | None, program: str, num_query: i
         accuracy=accuracy(result),
         trained=f"trained by others ({about['weights']}, SHA-256 {origin['checkpoint']})"
         if about
-        else f"trained to tell the training classes of *{origin['data']}* apart",
+        else extractor_training(config, origin["data"]),
         learner=f"meta-trained on tasks of {num_way} classes with {num_shot} image(s) each"
         + ("" if result is None else f", of the splits {' and '.join(result['train_splits'])}")
         if next(model.learner.parameters(), None) is not None
@@ -93,6 +93,15 @@ def card(model: Model, result: dict[str, Any] | None, program: str, num_query: i
         pixels=f"{size}, {size}, {len(extractor.mean)}",
         program=program,
     )
+
+
+def extractor_training(config: dict[str, Any], data: str) -> str:
+    """How the extractor was trained here; ``extractor_start`` says where it was trained with the learner."""
+    alone, start = f"trained to tell the training classes of *{data}* apart", config.get("extractor_start")
+    if start is None:
+        return alone
+    jointly = f"trained together with the learner, on tasks of *{data}*"
+    return jointly if start == "random" else f"{alone}, then {jointly}"
 
 
 def accuracy(result: dict[str, Any] | None) -> str:

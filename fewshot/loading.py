@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from fewshot.model import Model, nearest_centroid
 from fewshot.package import MANIFEST, read_package
@@ -22,11 +23,12 @@ from pretrain.extractor import (
     pretrained_extractor,
     read_extractor,
 )
-from pretrain.network import state_sha256
+from pretrain.network import load_state, state_sha256
 from runner import names
 from runner.conf_folder import CONF
 from runner.errors import InputError, MissingFileError, users_message
 
+JOINT = "extractor."  # of the weights of an extractor that was trained with its learner
 CENTROID = "leo.prototypes.NearestCentroid"
 
 
@@ -46,12 +48,12 @@ def chosen(cfg: DictConfig) -> Model:
     """The model that a command names: ``checkpoint``, a backbone that others have trained, or the experiment's run."""
     backbone, target = OmegaConf.to_container(cfg.backbone, resolve=True), cfg.backbone.get("_target_")
     assert isinstance(backbone, dict)
-    path = cfg.checkpoint or cfg.stage.model
+    path, extractor = cfg.checkpoint or cfg.stage.model, cfg.stage.extractor
     if path is None:
-        if cfg.extractor is not None:
-            raise InputError(f"backbone={cfg.backbone.name} is the extractor; leave out extractor={cfg.extractor}")
+        if extractor is not None:
+            raise InputError(f"backbone={cfg.backbone.name} is the extractor; leave out stage.extractor={extractor}")
         return untrained({str(key): value for key, value in backbone.items()})
-    model = load(Path(path), cfg.extractor and Path(cfg.extractor), [] if target is None else [target])
+    model = load(Path(path), extractor and Path(extractor), [] if target is None else [target])
     if target is not None and model.extractor is not None:
         found = model.extractor.settings["network"].get("_target_")
         if found != target:
@@ -65,11 +67,14 @@ def chosen(cfg: DictConfig) -> Model:
 def from_checkpoint(path: Path, extractor: Path | None, own: Collection[str] = ()) -> Model:
     """The learner of a run's checkpoint, with its extractor: the given one, or that of the same folder of runs.
 
-    A network of others is taken from where it came from, if it is not there.
+    A network of others is taken from where it came from, if it is not there. One that was trained with the learner is
+    in the checkpoint.
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["config"]
-    trained = rebuild(config["model"]["learner"], config["features"]["normalize"], checkpoint["state_dict"], path)
+    state = checkpoint["state_dict"]
+    weights = {name: value for name, value in state.items() if not name.startswith(JOINT)}
+    trained = rebuild(config["model"]["learner"], config["features"]["normalize"], weights, path)
     origin, backbone = config["features_origin"], config["backbone"]
     known = {
         "learner": config["model"]["learner"],
@@ -80,14 +85,31 @@ def from_checkpoint(path: Path, extractor: Path | None, own: Collection[str] = (
         "backbone": backbone,
     }
     needs = network_of(backbone)
-    beside = extractor_file(path.absolute().parent.parent / config["data"].get("pretrain", {}).get("run", "none"))
     is_allowed = needs is None or needs in own
+    if "extractor" in checkpoint:
+        if extractor is not None:
+            raise InputError(f"{path} has its own extractor, trained with the learner; leave out {extractor}")
+        state = {name.removeprefix(JOINT): value for name, value in state.items() if name.startswith(JOINT)}
+        known["features_origin"] = origin | {"checkpoint": state_sha256(state)}
+        known["extractor_start"] = config["extractor"]["start"]
+        jointly = trained_jointly(checkpoint["extractor"], state, own, path) if is_allowed else None
+        return Model(*trained, jointly, known, str(path))
+    beside = extractor_file(path.absolute().parent.parent / config["data"].get("pretrain", {}).get("run", "none"))
     if extractor is None and is_allowed and beside.is_file() and found_sha256(beside) == origin["checkpoint"]:
         extractor = beside
     of_images = None if extractor is None else read_extractor(extractor, origin, own)
     if of_images is None and is_allowed and backbone.get("pretrained"):
         of_images = from_its_source(config, own)
     return Model(*trained, of_images, known, str(path))
+
+
+def trained_jointly(
+    settings: Mapping[str, Any], state: Mapping[str, Tensor], own: Collection[str], path: Path
+) -> Extractor:
+    """The extractor that the checkpoint at ``path`` holds, of its settings and its weights."""
+    extractor = Extractor(**settings, own=own, source=path)
+    load_state(extractor, state, path)
+    return extractor
 
 
 def from_its_source(config: Mapping[str, Any], own: Collection[str]) -> Extractor | None:

@@ -54,7 +54,10 @@ class Model(NamedTuple):
         if origin is None:
             return learner
         by_others = self.config.get("backbone", {}).get("pretrained")
-        trained = "trained by others, " if by_others else f"trained on {origin['data']}, "
+        if "extractor_start" in self.config:
+            trained = f"trained with the learner on {origin['data']}, "
+        else:
+            trained = "trained by others, " if by_others else f"trained on {origin['data']}, "
         name, layer, digest = origin["extractor"] or "no extractor", origin["layer"], origin["checkpoint"][:12]
         return f"{learner} on features of {name} (layer {layer}, {trained}SHA-256 {digest or 'none'})"
 
@@ -77,8 +80,8 @@ class Model(NamedTuple):
         raise InputError(
             f"{self.source} holds a learner of features without its extractor, which images need: "
             f"{origin['extractor']} trained on {origin['data']}, SHA-256 {origin['checkpoint'][:12]}...; give "
-            f"extractor=PATH, the run folder of stage 1 or its file, or take a package instead (python train.py "
-            f"stage=package)"
+            f"stage.extractor=PATH, in Python load(..., extractor=PATH): the run folder of stage 1 or its file; or "
+            f"take a package instead (python train.py stage=package)"
         )
 
     def sampled_learner(self, num_samples: int) -> LEO:

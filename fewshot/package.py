@@ -29,7 +29,7 @@ MANIFEST, CONFIG, LEARNER, EXTRACTOR = "manifest.json", "config.json", "learner.
 def write_pieces(model: Model, folder: Path, more: dict[str, Any], *, by_name: bool) -> None:
     """The configuration, with ``more`` in it, and the weights; with ``by_name`` not those of the extractor."""
     extractor = model.needed_extractor()
-    if by_name and not model.config["backbone"].get("pretrained"):
+    if by_name and ("extractor_start" in model.config or not model.config["backbone"].get("pretrained")):
         raise InputError(
             f"the extractor of {model.source} was trained here, so its weights have no other name; leave out "
             f"stage.extractor_weights=by_name"

@@ -117,9 +117,12 @@ def package_choice(cfg: DictConfig) -> None:
         cfg,
         {
             "checkpoint": str(checkpoint),
-            "extractor": str(extractor) if extractor.is_dir() else None,
             "run_dir": str(folder / "packaged"),
-            "stage": {"output": str(folder / "package"), "model": None},
+            "stage": {
+                "output": str(folder / "package"),
+                "model": None,
+                "extractor": str(extractor) if extractor.is_dir() else None,
+            },
         },
     )
     assert isinstance(run, DictConfig)

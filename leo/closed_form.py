@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from leo import softmax, steps
+from leo.dropout import dropout
 from leo.kernels import steps_for
 from leo.products import product
 from leo.support import LabelledImages
@@ -167,7 +168,7 @@ class QueryLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, images: Tensor, bits: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        assert not images.requires_grad, "queries are data"
+        assert not images.requires_grad, "queries are data; see query_loss"
         loss, accuracy, gradient = steps_for(weights, images).query(weights, images, bits, rate)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(accuracy)
@@ -178,6 +179,17 @@ class QueryLoss(torch.autograd.Function):
     def backward(ctx: Any, to_loss: Tensor, to_accuracy: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return to_loss * gradient, None, None, None
+
+
+def query_loss(
+    weights: Float[Tensor, "B N D"], images: Float[Tensor, "B N Q D"], bits: Tensor | None, rate: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """``QueryLoss``; by autograd where the queries need a gradient, as an extractor trained jointly makes them."""
+    if not images.requires_grad:
+        loss, accuracy = QueryLoss.apply(weights, images, bits, rate)
+        return loss, accuracy
+    logits = softmax.logits(weights, images if bits is None else dropout(images, rate, bits))
+    return softmax.cross_entropy(logits).mean(), softmax.accuracy(logits.detach()).mean()
 
 
 def decode(

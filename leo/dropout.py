@@ -20,12 +20,11 @@ def random_bits(*shape: int, device: torch.device, generator: torch.Generator) -
 def dropout(
     x: Float[Tensor, "*any"], rate: float, bits: Int16[Tensor, "*masks_and_any"]
 ) -> Float[Tensor, "*masks_and_any"]:
-    """Data ``x``, broadcast against the masks, with each element dropped with probability ``rate``, the others divided
-    by 1 - rate."""
-    assert not x.requires_grad, "dropout is for data"
+    """``x``, broadcast against the masks, with each element dropped with probability ``rate``, the others divided by
+    1 - rate. Differentiable."""
     threshold, scale = threshold_and_scale(rate)
     mask = torch.ge(bits, threshold, out=x.new_empty(bits.shape))
-    return mask.mul_(x).mul_(scale)
+    return mask * x * scale if x.requires_grad else mask.mul_(x).mul_(scale)
 
 
 def threshold_and_scale(rate: float) -> tuple[int, float]:

@@ -1,6 +1,6 @@
 """Tasks (episodes): exact sampling of classes and images, and the tensors of a batch of tasks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,27 @@ from torch import Tensor
 from leo.features import AnyTable
 from leo.stream import BatchStream
 from runner.errors import InputError
+
+
+@runtime_checkable
+class Classes(Protocol):
+    """What tasks are sampled from: classes that own rows of a table, of features or of images."""
+
+    @property
+    def offsets(self) -> Int[Tensor, " C_plus_1"]:
+        """Class c owns the rows ``offsets[c]:offsets[c + 1]``."""
+
+    @property
+    def class_sizes(self) -> Int[Tensor, " C"]:
+        """Number of images of each class."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of each class."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tasks are made."""
 
 
 class TaskIndices(NamedTuple):
@@ -44,7 +65,7 @@ def sample_without_replacement(
 
 
 def sample_tasks(
-    table: AnyTable, num_tasks: int, num_way: int, num_images: int, generator: torch.Generator
+    table: Classes, num_tasks: int, num_way: int, num_images: int, generator: torch.Generator
 ) -> TaskIndices:
     """``num_tasks`` tasks of ``num_way`` different classes with ``num_images`` different images each."""
     num_classes = torch.full((num_tasks,), len(table.class_names), device=table.offsets.device)
@@ -63,7 +84,7 @@ def gather(table: AnyTable, tasks: TaskIndices, num_shot: int) -> Tasks:
     return Tasks(support, query)
 
 
-def check_task_size(table: AnyTable, split: str, num_way: int, num_shot: int, num_query: int) -> None:
+def check_task_size(table: Classes, split: str, num_way: int, num_shot: int, num_query: int) -> None:
     """Raise where a task of this size cannot be drawn from ``table``."""
     if num_way > len(table.class_names):
         raise InputError(
@@ -78,12 +99,12 @@ def check_task_size(table: AnyTable, split: str, num_way: int, num_shot: int, nu
         )
 
 
-class TaskStream(BatchStream):
-    """The stream of classification tasks from ``table``: indices, gathered when they are used."""
+class ClassStream(BatchStream):
+    """The stream of tasks of different classes of ``table``: indices, gathered when they are used."""
 
     def __init__(
         self,
-        table: AnyTable,
+        table: Classes,
         *,
         num_way: int,
         num_shot: int,
@@ -94,7 +115,7 @@ class TaskStream(BatchStream):
         generator: torch.Generator,
     ) -> None:
         check_task_size(table, "training", num_way, num_shot, num_query)
-        self.table, self.num_shot = table, num_shot
+        self.classes, self.num_shot = table, num_shot
         self.num_way, self.num_images = num_way, num_shot + num_query
         super().__init__(
             batch_size=batch_size,
@@ -104,9 +125,17 @@ class TaskStream(BatchStream):
             generator=generator,
         )
 
-    def draw(self, num_tasks: int) -> TaskIndices:
+    def draw(self, num_tasks: int) -> Any:
         """Classes and images of ``num_tasks`` tasks."""
-        return sample_tasks(self.table, num_tasks, self.num_way, self.num_images, self.generator)
+        return sample_tasks(self.classes, num_tasks, self.num_way, self.num_images, self.generator)
+
+
+class TaskStream(ClassStream):
+    """The stream of classification tasks of the features of ``table``."""
+
+    def __init__(self, table: AnyTable, **settings: Any) -> None:
+        super().__init__(table, **settings)
+        self.table = table
 
     def gather(self, batch: TaskIndices) -> Tasks:
         """The features of ``batch``."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from leo.episodes import TaskIndices, sample_tasks
+from leo.episodes import Classes, TaskIndices, sample_tasks
 from leo.features import AnyTable, FeatureTable
 from leo.learner import Learner
 from leo.products import product
@@ -110,7 +110,7 @@ def correct_and_loss(
     return correct, loss
 
 
-def fixed_tasks(table: AnyTable, num_tasks: int, num_way: int, num_shot: int, seed: int) -> list[TaskIndices]:
+def fixed_tasks(table: Classes, num_tasks: int, num_way: int, num_shot: int, seed: int) -> list[TaskIndices]:
     """A fixed set of tasks, in chunks: the same for every run with the same ``seed``."""
     generator = torch.Generator(table.offsets.device).manual_seed(seed)
     return [

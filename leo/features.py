@@ -1,7 +1,7 @@
 """Feature tables: what stage 1 wrote, checked on load, and scaled for use."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,7 +193,7 @@ def concatenate(tables: list[FeatureTable]) -> FeatureTable:
     return FeatureTable(features, *joined_classes(tables), tables[0].origin)
 
 
-def joined_classes(tables: list[FeatureTable]) -> tuple[Int[Tensor, " C_plus_1"], list[str]]:
+def joined_classes(tables: Sequence[Any]) -> tuple[Int[Tensor, " C_plus_1"], list[str]]:
     """Offsets and names of the classes of all ``tables``, in order."""
     sizes = torch.cat([table.class_sizes for table in tables])
     return nn.functional.pad(sizes.cumsum(0), (1, 0)), [name for table in tables for name in table.class_names]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leo import steps
 from leo.algorithm import InnerLoops, LatentEmbeddingOptimization
-from leo.closed_form import LatentLoop, QueryLoss, WeightLoop, adapted_by_means
+from leo.closed_form import LatentLoop, WeightLoop, adapted_by_means, query_loss
 from leo.episodes import Tasks
 from leo.kernels import steps_for
 from leo.learner import Learner
@@ -155,7 +155,7 @@ class LEO(LatentEmbeddingOptimization, Learner):
 
     def query_terms(self, parameters: Float[Tensor, "B N D"], tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean cross-entropy and accuracy of the queries."""
-        loss, accuracy = QueryLoss.apply(parameters, tasks.query, noise.query_bits, self.dropout)
+        loss, accuracy = query_loss(parameters, tasks.query, noise.query_bits, self.dropout)
         return {"query_loss": loss, "accuracy": accuracy}
 
     def draw_noise(self, tasks: Tasks, generator: torch.Generator) -> Noise:
@@ -186,7 +186,8 @@ class LEO(LatentEmbeddingOptimization, Learner):
             return super().seen(support, noise)
         if noise.support_bits is None:
             return super().seen(support, noise)
-        return steps_for(support).dropout(support, self.dropout, noise.support_bits).unbind()
+        form = steps if support.requires_grad else steps_for(support)  # the kernels are for data
+        return form.dropout(support, self.dropout, noise.support_bits).unbind()
 
     def inner_loops(self, z: Float[Tensor, "B N M Z"], seen: Sequence[AnySupport], noise: Noise) -> InnerLoops:
         """Those of ``leo.algorithm``, in closed form where it is asked for or applies."""

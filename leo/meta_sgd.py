@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from leo import objective
-from leo.closed_form import QueryLoss, WeightLoop
+from leo.closed_form import WeightLoop, query_loss
 from leo.episodes import Tasks
 from leo.inner_loops import descend
 from leo.learner import Learner
@@ -54,7 +54,7 @@ class MetaSGD(Learner):
 
     def objective(self, tasks: Tasks, noise: Noise) -> dict[str, Tensor]:
         """Mean query cross-entropy plus the weighted L2 term, ``loss``, and its terms."""
-        loss, accuracy = QueryLoss.apply(self.adapt(tasks.support), tasks.query, None, 0.0)
+        loss, accuracy = query_loss(self.adapt(tasks.support), tasks.query, None, 0.0)
         return objective.query_loss_and_l2(loss, accuracy, self.initial_weights, self.l2_weight)
 
     def penalized(self) -> list[Tensor]:

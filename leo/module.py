@@ -1,11 +1,10 @@
 """Meta-training as a Lightning module: optimiser, clipping, logging. The arithmetic is the learner's."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from leo.captured_update import CapturedUpdate
@@ -40,7 +39,7 @@ class MetaLearning(pl.LightningModule):
         learner: MetaLearner,
         normalizer: Normalizer | None,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None,
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
         clip_value: float | None,
         clip_norm: float | None,
@@ -66,7 +65,7 @@ class MetaLearning(pl.LightningModule):
         schedules = self.trainer.lr_scheduler_configs
         stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]  # Trainer does not declare it
         self.update = self.update_kind(
-            self.learner,
+            self.trained(),
             self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]  # there is one
             schedules[0].scheduler if schedules else None,
             stream=stream,
@@ -102,10 +101,18 @@ class MetaLearning(pl.LightningModule):
         """What a finished training reports, next to its score: the number of training tasks that diverged."""
         return {"train_diverged": self.diverged_tasks.total}
 
+    def trained(self) -> MetaLearner:
+        """What an update improves: here, the learner."""
+        return self.learner
+
+    def parameter_groups(self) -> Any:
+        """What the optimiser is called with: the parameters of ``trained``, or groups of them with their own rates."""
+        return self.learner.parameters()
+
     def configure_optimizers(self) -> Any:
         """The optimiser, with its schedule stepped at every update."""
         assert self.make_optimizer is not None
-        optimizer = self.make_optimizer(self.learner.parameters())
+        optimizer = self.make_optimizer(self.parameter_groups())
         if self.make_schedule is None:
             return optimizer
         return {

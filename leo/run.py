@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leo import kernels
 from leo.checkpoint import load_weights, start_from
-from leo.episodes import TaskIndices, TaskStream, check_task_size
+from leo.episodes import Classes, TaskIndices, TaskStream, check_task_size
 from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
 from leo.features import AnyTable, FeatureTable, Normalizer, load_splits, scaled
 from leo.learner import Learner
@@ -66,8 +66,8 @@ class Problem(Protocol):
 
 
 def make_problem(cfg: DictConfig) -> Problem:
-    """The problem that ``cfg.tasks`` names, after its checks."""
-    problem: Problem = instantiate(cfg.tasks)(cfg)
+    """The problem that ``cfg.extractor`` or else ``cfg.tasks`` names, after its checks."""
+    problem: Problem = instantiate(cfg.extractor.problem or cfg.tasks)(cfg)
     return problem
 
 
@@ -222,7 +222,7 @@ class Classification:
         assert module.normalizer is not None
         return scaled([self.tables[split] for split in splits], module.normalizer, device)
 
-    def val_tasks(self, val: AnyTable) -> list[TaskIndices]:
+    def val_tasks(self, val: Classes) -> list[TaskIndices]:
         """The validation tasks of the table ``val``."""
         return fixed_tasks(val, self.cfg.val.num_tasks, self.cfg.num_way, self.cfg.num_shot, VAL_SEED)
 
@@ -272,10 +272,12 @@ def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
     return make_module(cfg, normalizer, num_features=num_features)
 
 
-def make_module(cfg: DictConfig, normalizer: Normalizer | None, **sizes: int) -> MetaLearning:
+def make_module(
+    cfg: DictConfig, normalizer: Normalizer | None, kind: Callable[..., MetaLearning] = MetaLearning, **sizes: int
+) -> MetaLearning:
     """The learner of ``cfg`` for data of ``sizes``, freshly drawn from ``cfg.seed``, in its Lightning module."""
     pl.seed_everything(cfg.seed, verbose=False)
-    return MetaLearning(
+    return kind(
         instantiate(cfg.model.learner, **sizes),
         normalizer,
         optimizer=instantiate(cfg.model.optimizer),
@@ -314,7 +316,7 @@ def check_numbers(cfg: DictConfig) -> None:
     check_whole_numbers(cfg, smallest)
 
 
-def check_sizes(cfg: DictConfig, tables: dict[str, FeatureTable]) -> None:
+def check_sizes(cfg: DictConfig, tables: Mapping[str, Classes]) -> None:
     """Raise where a size of ``cfg`` makes no sense, or its tasks cannot be drawn from a split that it uses."""
     check_numbers(cfg)
     unknown = set(cfg.train_splits) - {"train", "val"}
@@ -330,6 +332,8 @@ def run_config(cfg: DictConfig, origin: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers follow from: the resolved configuration, less what only shows them, and ``origin``."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    free = ("stage", "logger", "run_dir", "checkpoint", "threads", "captured")
+    free = ["stage", "logger", "run_dir", "checkpoint", "threads", "captured"]
+    if cfg.extractor.problem is None:
+        free.append("extractor")  # a run on frozen features is what it was before there was a choice
     shown = {str(key): value for key, value in config.items() if key not in free}
     return without_paths(shown) | origin

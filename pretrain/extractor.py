@@ -79,8 +79,12 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean over the views."""
-        inputs = [to_float(view(images), self.mean, self.std) for view in self.views]
-        return torch.stack([self.network.features(x, [self.layer])[self.layer] for x in inputs]).mean(0)
+        return torch.stack([self.of_view(view(images)) for view in self.views]).mean(0)
+
+    def of_view(self, images: Tensor) -> Tensor:
+        """Features of uint8 images that are cropped, or augmented, already."""
+        features: Tensor = self.network.features(to_float(images, self.mean, self.std), [self.layer])[self.layer]
+        return features
 
     def at_a_time(self) -> int:
         """As many images as are fastest: on a processor few large ones, on a GPU all that are given."""
@@ -88,8 +92,8 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def in_parts(self, images: Tensor) -> Tensor:
-        """``forward``, some images at a time."""
-        return torch.cat([self(part) for part in images.split(self.at_a_time())])
+        """``forward``, some images at a time; they may lie elsewhere, the features lie with the network."""
+        return torch.cat([self(part.to(self.mean.device)) for part in images.split(self.at_a_time())])
 
 
 def network_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,9 @@ def ensure_features(cfg: DictConfig) -> None:
     if cfg.data.source is None:
         return  # what is missing is for the user to provide, and meta-training says so
     check_experiment(cfg)
+    if cfg.extractor.problem is not None and cfg.extractor.start == "random":
+        make_images(cfg)  # the extractor is not that of stage 1
+        return
     paths = [Path(cfg.features.folder) / f"{split}.safetensors" for split in SPLITS]
     if not all(path.exists() for path in paths):  # what is complete may lie where nothing can be written
         run = Path(cfg.data.pretrain.run).name

@@ -121,6 +121,8 @@ def of_hydra(error: HydraException) -> str:
             options = sorted(path.relative_to(Path(CONF) / group).with_suffix("").as_posix() for path in files)
         close = get_close_matches(choice, options, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
+        if group == "extractor":
+            hint += f"where an extractor's file lies is said by stage.extractor={choice}. "
         return f"{group}={choice} does not exist; {hint}The choices are {', '.join(options)}"
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:

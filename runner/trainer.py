@@ -50,6 +50,8 @@ def hide_advice() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its INFO lines are advertisement
     # Lightning 2.6 uses a call that torch 2.11 deprecated.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # An extractor that is trained with the learner stays in evaluation mode.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # Meta-training logs by itself; what Lightning would log by its own interval is shown, not logged.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 

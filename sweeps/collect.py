@@ -69,9 +69,10 @@ class Row(NamedTuple):
 
     @property
     def features(self) -> str:
-        """What the learner sees of an image; empty where it sees none."""
-        layer = self.results[0].get("layer")
-        return f"layer {layer}" if layer not in (None, "pixels") else layer or ""
+        """What the learner sees of an image, and whether its extractor was trained too; empty where it sees none."""
+        layer, extractor = self.results[0].get("layer"), self.results[0]["config"].get("extractor")
+        shown = f"layer {layer}" if layer not in (None, "pixels") else layer or ""
+        return shown if extractor is None else f"{shown}, joint from {extractor['start'].replace('_', ' ')}"
 
     @property
     def scaling(self) -> str:

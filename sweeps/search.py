@@ -268,6 +268,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     for key in ("stage", "logger", "run_dir", "checkpoint", "threads", "captured", "seed", "dirs"):
         del config[key]
+    if cfg.extractor.problem is None:
+        del config["extractor"]  # so that a study of before there was a choice goes on
     free = ("n_trials", "worker", "max_failures", "storage", "folder", "name", "best")
     config["search"] = {key: value for key, value in config["search"].items() if key not in free}
     content: dict[str, Any] = json.loads(json.dumps(config))  # as the storage gives it back

@@ -82,6 +82,12 @@ def command(tmp_path, monkeypatch):
         (["stage=report", "experiment=glyphs_5shot"], "experiment=glyphs_5shot: no effect in stage=report"),
         (["stage=dashboard", "num_shot=5"], "num_shot=5: no effect in stage=dashboard"),
         (["stage=figure3", "experiment=sines_and_lines", "logger=wandb"], "logger=wandb: no effect in stage=figure3"),
+        (["stage=pretrain", "extractor=joint"], "extractor=joint: no effect in stage=pretrain; .*stage=meta"),
+        (["stage=predict", "checkpoint=a", "extractor=joint"], "extractor=joint: no effect in stage=predict"),
+        (
+            ["experiment=glyphs_1shot_centroid_pixels", "extractor=joint"],
+            "extractor=joint: no effect .*model.optimizer",
+        ),
     ],
     ids=str,
 )
@@ -114,9 +120,9 @@ def test_values_that_stand_already_may_be_chosen_by_another_name(composed, tmp_p
         ["stage=test", "checkpoint=a", "experiment=glyphs_5shot", "max_steps=500", "trainer.accelerator=cpu"],
         ["stage=analyze", "checkpoint=a", "experiment=mini_1shot", "stage.compare=[b]", "max_steps=500"],
         ["stage=predict", "support=a", "query=b", "experiment=glyphs_5shot", "seed=2", "stage.num_samples=20"],
-        ["stage=predict", "support=a", "query=b", "checkpoint=c", "extractor=d"],
+        ["stage=predict", "support=a", "query=b", "checkpoint=c", "stage.extractor=d"],
         ["stage=label", "folder=a"],
-        ["stage=label", "folder=a", "stage.port=0", "stage.host=0.0.0.0", "checkpoint=c", "extractor=d"],
+        ["stage=label", "folder=a", "stage.port=0", "stage.host=0.0.0.0", "checkpoint=c", "stage.extractor=d"],
         ["stage=label", "folder=a", "backbone=torchvision", "backbone.network=resnet18"],
         ["stage=package", "experiment=glyphs_5shot", "ablation=no_finetuning", "stage.output=a"],
         ["stage=figure3", "experiment=sines_and_lines", "hparams=search/sines_and_lines-none"],
@@ -125,6 +131,9 @@ def test_values_that_stand_already_may_be_chosen_by_another_name(composed, tmp_p
         ["stage=search_pretrain", "data=glyphs", "search.n_trials=20", "data.pretrain.max_steps=50"],
         ["stage=paper", "experiment=mini_5shot", "seed=3", "test.num_tasks=100"],
         ["stage=dashboard", "stage.entity=a", "experiment=glyphs_5shot"],
+        ["extractor=joint", "extractor.start=random", "extractor.lr=1e-3", "backbone.width=1", "tasks_per_batch=4"],
+        ["stage=test", "checkpoint=a", "extractor=joint", "model=prototypes", "hparams=manual/glyphs_1shot_prototypes"],
+        ["stage=search", "extractor=joint", "+search.space.extractor.lr='tag(log, interval(1e-5, 1e-3))'"],
         ["experiment=none", "model=centroid", "data=none", "features.folder=a", "max_steps=0"],  # which is mandatory
     ],
     ids=str,
@@ -313,6 +322,12 @@ def test_who_waits_says_for_what(tmp_path):
         (["support=a"], "support is no key .* belongs to stage=predict"),
         (["experiment=glyph_1shot"], r"experiment=glyph_1shot does not exist; did you mean glyphs_1shot\? The ch"),
         (["stage=tset"], r"stage=tset does not exist; did you mean test\?"),
+        (
+            ["stage=predict", "extractor=runs/pretrain-glyphs"],
+            r"extractor=runs/pretrain-glyphs does not exist; where an extractor's file lies is said by "
+            r"stage.extractor=runs/pretrain-glyphs. The choices are frozen, joint",
+        ),
+        (["stage=package", "extractor=/a/best.ckpt"], r"said by stage.extractor=/a/best.ckpt. The choices are frozen"),
         (
             ["hparams=search/glyphs_1sho-none"],
             r"hparams=search/glyphs_1sho-none does not exist; did you mean search/glyphs_1shot-none\? .*paper/mini",

@@ -66,7 +66,9 @@ def model_of(cfg: DictConfig) -> Model:
     if cfg.checkpoint is None:
         return chosen(cfg)
     target = cfg.backbone.get("_target_")  # the stage's own, or one of the user's that may be called
-    return load(Path(cfg.checkpoint), cfg.extractor and Path(cfg.extractor), [] if target is None else [target])
+    return load(
+        Path(cfg.checkpoint), cfg.stage.extractor and Path(cfg.stage.extractor), [] if target is None else [target]
+    )
 
 
 def prepare(folder: Path, output: Path, model: Model) -> Board:

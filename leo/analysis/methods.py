@@ -45,6 +45,11 @@ def load_methods(paths: list[Path], tables: dict[str, FeatureTable], sizes: Size
 def load_method(path: Path, tables: dict[str, FeatureTable], sizes: Sizes) -> Method:
     """The learner of the checkpoint at ``path``, which must know tasks of ``sizes`` and the features of ``tables``."""
     checkpoint = read_checkpoint(path)
+    if "extractor" in checkpoint:
+        raise InputError(
+            f"{path} holds an extractor that was trained with its learner; stage=analyze looks at learners of frozen "
+            f"features alone, those of extractor=frozen"
+        )
     config = checkpoint["config"]
     settings = config["model"]["learner"]
     learner, normalizer = rebuild(settings, config["features"]["normalize"], checkpoint["state_dict"], path)

@@ -240,7 +240,7 @@ def test_mistakes_get_one_clear_message(world, trained, tmp_path):
         with pytest.raises(error, match=message):
             call()
 
-    refused("without its extractor, which images need: WRN-10-1 trained on stripes, SHA-256 .*; give extractor=PATH",
+    refused("without its extractor, which images need: WRN-10-1 trained on stripes, .*; give stage.extractor=PATH",
             lambda: FewShotClassifier.load(alone).fit(images, labels))  # fmt: skip
     assert FewShotClassifier.load(alone, extractor=stage_1).fit(images, labels).n_features_in_ == 64
     refused(

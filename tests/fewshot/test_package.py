@@ -132,7 +132,7 @@ def test_a_package_is_written_whole_or_not_at_all(world, composed, tmp_path, mon
     alone.parent.mkdir(parents=True)
     shutil.copy(world / "runs" / "learner" / "best.ckpt", alone)
     cfg = composed(*LEARNER, "stage=package", f"checkpoint={alone}")
-    with pytest.raises(ValueError, match="without its extractor, which images need: .*; give extractor=PATH"):
+    with pytest.raises(ValueError, match="without its extractor, which images need: .*; give stage.extractor=PATH"):
         package(cfg)
     with pytest.raises(ValueError, match="package is a package already; copy it"):
         package(composed(*LEARNER, "stage=package", f"checkpoint={world / 'package'}"))

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from runner.record import group, scored
-from sweeps.collect import collect, read_results, tables
+from sweeps.collect import Row, collect, read_results, tables
 
 
 def write(
@@ -120,3 +120,16 @@ def test_a_damaged_result_is_named_and_the_others_are_read(tmp_path, caplog, tex
     assert list(found.unreadable) == [tmp_path / "broken"]
     assert f"{path} is left out" in caplog.text
     assert len(collect(found, [])) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "shown"),
+    [
+        ("9", {}, "layer 9"),
+        ("pixels", {}, "pixels"),
+        ("9", {"extractor": {"start": "stage_1"}}, "layer 9, joint from stage 1"),
+        ("9", {"extractor": {"start": "random"}}, "layer 9, joint from random"),
+    ],
+)
+def test_features_say_whether_the_extractor_was_trained_with_the_learner(layer, config, shown):
+    assert Row([{"layer": layer, "config": config}], [], []).features == shown
