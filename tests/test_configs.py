@@ -16,7 +16,7 @@ def names(group: str) -> list[str]:
 
 
 EXPERIMENTS, ABLATIONS = names("experiment"), names("ablation")
-LEO_EXPERIMENTS = [name for name in EXPERIMENTS if name.endswith("shot")]
+LEO_EXPERIMENTS = [name for name in EXPERIMENTS if name.endswith("shot") and "pixels" not in name]
 SOURCES = [
     (f"{source}/{name}", name)
     for source in ("paper", "released")
@@ -29,7 +29,7 @@ def resolved(cfg):
 
 
 def build(cfg):
-    sizes = {"num_features": 8} if cfg.features.folder else {}
+    sizes = {"num_features": 8} if cfg.tasks._target_ == "leo.run.Classification" else {}
     return instantiate(cfg.model.learner, **sizes)
 
 
