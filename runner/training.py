@@ -49,6 +49,7 @@ class RunCheckpoints(Checkpoint):
     def __init__(self, folder: Path, monitor: str, config: dict[str, Any]) -> None:
         self.folder, self.monitor, self.config = folder, monitor, config
         self.best_score, self.seconds, self.since = float("-inf"), 0.0, 0.0
+        self.validated_step: int | None = None
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
         """Write ``name`` in the run folder; all processes collect the state, the first one writes."""
@@ -77,11 +78,14 @@ class RunCheckpoints(Checkpoint):
             self.best_score = score
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
+        self.validated_step = trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Half a validation or half a step cannot be resumed: then the checkpoint of the last validation stands.
+        # Half a validation or half a step cannot be resumed: then the checkpoint of the last validation stays. It stays
+        # right after that validation, too: of one made there, Lightning leaves out an epoch when it resumes.
         within_step = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
-        if isinstance(exception, SIGTERMException) and not trainer.validating and not within_step:
+        is_new = not trainer.validating and trainer.global_step != self.validated_step
+        if isinstance(exception, SIGTERMException) and is_new and not within_step:
             self.add_seconds()
             self.save(trainer, "last.ckpt")
 

@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from safetensors import SafetensorError
 
@@ -326,3 +328,36 @@ def test_kills_at_random_moments_change_nothing(tmp_path, toy_overrides):
         assert finished.returncode == 0, finished.stderr[-2000:]
         ends_alike(tmp_path / f"run-{number}", tmp_path / "straight")
     assert num_killed >= 15, "most moments lie within the run"
+
+
+class Terminated(pl.Callback):
+    """Sends this process SIGTERM in the hook ``hook``, once, from update ``step`` on."""
+
+    def __init__(self, hook, step):
+        self.step, self.is_sent = step, False
+        setattr(self, hook, self.send)
+
+    def send(self, trainer, *args):
+        if not self.is_sent and trainer.global_step >= self.step:
+            self.is_sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [20, 40])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_validation_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
+        "on_train_epoch_end", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_end",
+    ],
+)  # fmt: skip
+def test_sigterm_at_any_moment_around_a_validation_loses_no_update(finished, tmp_path, hook, step):
+    """The updates are 40 in two intervals of 20: no interval is made twice, and none is left out."""
+    overrides, straight = finished
+    folder = tmp_path / "run"
+    with composing(tmp_path) as make:
+        cfg = make(*overrides, f"run_dir={folder}")
+        with suppress(SystemExit):  # none where all was done already
+            meta_train(cfg, callbacks=[Terminated(hook, step)])
+        meta_train(cfg)
+    ends_alike(folder, straight)
