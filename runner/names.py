@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from runner.conf_folder import OWN_CONF
+from runner.conf_folder import own_conf
 from runner.files import sha256
 
 MAX_BYTES = 255  # of a name, on the usual file systems
@@ -154,7 +154,7 @@ def register() -> None:
     """Make these functions known to the configuration. Contents are looked at once for each configuration."""
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("variant_of_run", variant_of_run, replace=True)
-    OmegaConf.register_new_resolver("own_conf", lambda: OWN_CONF, replace=True)
+    OmegaConf.register_new_resolver("own_conf", own_conf, replace=True)
     OmegaConf.register_new_resolver("cut", cut, replace=True)
     OmegaConf.register_new_resolver("plain", plain, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)

@@ -274,7 +274,8 @@ def test_the_best_trial_lands_where_configurations_are_read(composed, overrides,
     monkeypatch.chdir(tmp_path)
     best = composed("stage=search_best", "experiment=glyphs_5shot", "ablation=random_prior").search.best
     assert Path(best) == ROOT / "conf/hparams/search/glyphs_5shot-random_prior.yaml"
-    shutil.copytree(ROOT / "conf", tmp_path / "clone/conf")
+    for part in ("conf", "runner"):
+        shutil.copytree(ROOT / part, tmp_path / "clone" / part)
     shutil.copy(ROOT / "train.py", tmp_path / "clone")
     script = [sys.executable, tmp_path / "clone/train.py"]
     words = [text for text in overrides if not text.startswith(("stage=", "search.best="))]
