@@ -98,8 +98,8 @@ class AnyModule(nn.Module):
     def needs_one_by_one(self, x: Float[Tensor, "B n X"]) -> bool:
         """Whether ``vmap`` cannot compute two tasks with inputs like ``x``, with first and second derivatives.
 
-        Raises where the module cannot be computed on one task, is random, changes its buffers, leaves parameters
-        unused or gives another shape than [n, Y].
+        Raises where the module cannot be computed on one task, is random, changes its buffers or gives another shape
+        than [n, Y].
         """
         generator = torch.Generator().manual_seed(0)
         parameters = self.scale * torch.randn(2, len(self.scale), generator=generator).to(self.scale)

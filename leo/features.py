@@ -275,19 +275,24 @@ class ScaledTable(NamedTuple):
 
     def take(self, rows: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
         """The scaled features of some images."""
-        first, *others = self.tables
-        if not others:
-            return self.normalizer.scale_(first.take(rows))
-        taken, start = first.features.new_empty(len(rows), first.features.shape[1]), 0
-        for table in self.tables:
-            end = start + len(table.features)
-            places = ((rows >= start) & (rows < end)).nonzero().squeeze(1)
-            taken.index_copy_(0, places, table.take(rows.index_select(0, places) - start))
-            start = end
-        return self.normalizer.scale_(taken)
+        return self.normalizer.scale_(take_rows([table.features for table in self.tables], rows))
 
 
 AnyTable = FeatureTable | ScaledTable
+
+
+def take_rows(parts: Sequence[Tensor], rows: Int[Tensor, " m"]) -> Tensor:
+    """Some rows of ``parts``, which are counted one part after another; copied."""
+    first, *others = parts
+    if not others:
+        return first.index_select(0, rows)
+    taken, start = first.new_empty(len(rows), *first.shape[1:]), 0
+    for part in parts:
+        end = start + len(part)
+        places = ((rows >= start) & (rows < end)).nonzero().squeeze(1)
+        taken.index_copy_(0, places, part.index_select(0, rows.index_select(0, places) - start))
+        start = end
+    return taken
 
 
 def scaled(tables: list[FeatureTable], normalizer: Normalizer, device: torch.device | str) -> AnyTable:

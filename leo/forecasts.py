@@ -46,7 +46,9 @@ def draw(cfg: DictConfig) -> None:
     load_weights(module, path, cfg)
     config = run_config(cfg, problem.origin) | {"checkpoint": identity(path)}
     with run_folder(folder, config):
-        by_shots = {k: answers(problem, module.learner, k) for k in problem.num_shots}
+        most = max(problem.num_shots)
+        tasks = problem.fixed_tasks(cfg.test.num_tasks, most, TEST_SEED, torch.device("cpu"))
+        by_shots = {k: answers(tasks, module.learner, k) for k in problem.num_shots}
         coverage = {k: covered(module.learner, chunks) for k, chunks in by_shots.items()}
         figure = picture({k: chunks[0] for k, chunks in by_shots.items()}, coverage)
         for suffix in ("png", "svg"):
@@ -70,13 +72,8 @@ def draw(cfg: DictConfig) -> None:
 Answers = tuple[ModelTasks, Sampled]
 
 
-def answers(problem: ModelProblem, learner: ModelLearner, num_shot: int) -> list[Answers]:
-    """The test tasks, in chunks, with ``num_shot`` sequences seen of each, and the models sampled of them.
-
-    For each number the same tasks: fewer sequences are the first of more.
-    """
-    most = max(problem.num_shots)
-    chunks = problem.fixed_tasks(problem.cfg.test.num_tasks, most, TEST_SEED, torch.device("cpu"))
+def answers(chunks: Sequence[ModelTasks], learner: ModelLearner, num_shot: int) -> list[Answers]:
+    """The tasks of ``chunks`` with the first ``num_shot`` sequences of each seen, and the models sampled of them."""
     seen = [
         chunk._replace(support_x=chunk.support_x[:, :num_shot], support_y=chunk.support_y[:, :num_shot])
         for chunk in chunks

@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from leo.episodes import ClassStream, Tasks
 from leo.evaluate import Scorer
-from leo.features import FeatureTable, Normalizer, joined_classes
+from leo.features import FeatureTable, Normalizer, joined_classes, take_rows
 from leo.learner import Learner, MetaLearner
 from leo.module import MetaLearning, TaskData
 from leo.noise import Noise
-from leo.run import Classification, check_sizes, make_module, updates_per_step
+from leo.run import Classification, check_sizes, fitted, make_module, stream_settings
 from runner.errors import InputError
 
 
@@ -95,13 +95,7 @@ class ImageTable(NamedTuple):
 
     def take(self, rows: Int[Tensor, " m"]) -> UInt8[Tensor, "m H W C"]:
         """Some images, on ``device``."""
-        rows, start = rows.cpu(), 0
-        taken = self.parts[0].new_empty(len(rows), *self.parts[0].shape[1:])
-        for part in self.parts:
-            places = ((rows >= start) & (rows < start + len(part))).nonzero().squeeze(1)
-            taken[places] = part.index_select(0, rows[places] - start)
-            start += len(part)
-        return taken.to(self.device)
+        return take_rows(self.parts, rows.cpu()).to(self.device)
 
 
 def image_table(stores: Sequence[Images], device: torch.device | str = "cpu") -> ImageTable:
@@ -258,10 +252,8 @@ class JointClassification(Classification):
 
     def build(self) -> JointMetaLearning:
         """The learner, the extractor as it starts, and the normaliser, fitted to the features of the latter."""
-        cfg, features = self.cfg, self.parts.first_features(self.cfg.train_splits)
-        num_features = features[0].shape[1]
-        normalizer = Normalizer(cfg.features.normalize, num_features)
-        normalizer.fit(*features)
+        cfg = self.cfg
+        normalizer = fitted(cfg, self.parts.first_features(cfg.train_splits))
 
         def kind(*args: Any, **settings: Any) -> JointMetaLearning:
             return JointMetaLearning(
@@ -273,7 +265,7 @@ class JointClassification(Classification):
                 **settings,
             )
 
-        module = make_module(cfg, normalizer, kind, num_features=num_features)
+        module = make_module(cfg, normalizer, kind, num_features=len(normalizer.mean))
         assert isinstance(module, JointMetaLearning)
         return module
 
@@ -284,12 +276,7 @@ class JointClassification(Classification):
             image_table([self.parts.stores[split] for split in cfg.train_splits], device),
             None if augment is None else augment.to(device),
             num_way=cfg.num_way,
-            num_shot=cfg.num_shot,
-            num_query=cfg.num_query,
-            batch_size=cfg.tasks_per_batch,
-            batches_per_epoch=cfg.val.every,
-            batches_per_step=updates_per_step(cfg),
-            generator=torch.Generator(device).manual_seed(cfg.seed),
+            **stream_settings(cfg, device),
         )
 
         def scorer(learner: Learner) -> Scorer:

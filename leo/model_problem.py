@@ -14,7 +14,7 @@ from leo.evaluate import interval95
 from leo.functions import ModelTasks
 from leo.module import MetaLearning, TaskData
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, updates_per_step
+from leo.run import TEST_SEED, VAL_SEED, check_numbers, make_module, stream_settings
 from leo.stream import BatchStream
 from runner.config import check_whole_numbers
 from runner.errors import InputError
@@ -187,13 +187,8 @@ class ModelProblem:
         cfg = self.cfg
         stream = DistributionStream(
             self.distribution,
-            num_shot=cfg.num_shot,
-            num_query=cfg.num_query,
-            batch_size=cfg.tasks_per_batch,
-            batches_per_epoch=cfg.val.every,
-            batches_per_step=updates_per_step(cfg),
             device=device,
-            generator=torch.Generator(device).manual_seed(cfg.seed),
+            **stream_settings(cfg, device),
         )
         val_tasks = self.fixed_tasks(cfg.val.num_tasks, cfg.num_shot, VAL_SEED, device)
         return TaskData(stream, val_tasks, partial(ModelScorer, num_samples=self.num_samples))

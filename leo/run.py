@@ -18,7 +18,7 @@ from torch import Tensor
 from leo import kernels
 from leo.checkpoint import load_weights, start_from
 from leo.episodes import Classes, TaskIndices, TaskStream, check_task_size
-from leo.evaluate import Scorer, evaluate, fixed_tasks, interval95, mean_of
+from leo.evaluate import Scorer, Scores, evaluate, fixed_tasks, interval95, mean_of
 from leo.features import AnyTable, FeatureTable, Normalizer, load_splits, scaled
 from leo.learner import Learner
 from leo.module import MetaLearning, TaskData
@@ -207,12 +207,7 @@ class Classification:
         stream = TaskStream(
             self.scaled(module, cfg.train_splits, device),
             num_way=cfg.num_way,
-            num_shot=cfg.num_shot,
-            num_query=cfg.num_query,
-            batch_size=cfg.tasks_per_batch,
-            batches_per_epoch=cfg.val.every,
-            batches_per_step=updates_per_step(cfg),
-            generator=torch.Generator(device).manual_seed(cfg.seed),
+            **stream_settings(cfg, device),
         )
         val = self.scaled(module, ["val"], device)
         return TaskData(stream, self.val_tasks(val), partial(Scorer, table=val, num_shot=cfg.num_shot))
@@ -241,18 +236,7 @@ class Classification:
         cfg, table = self.cfg, self.scaled(module, ["test"], device)
         assert isinstance(module.learner, Learner)
         tasks = fixed_tasks(table, cfg.test.num_tasks, cfg.num_way, cfg.num_shot, TEST_SEED)
-        scores = evaluate(module.learner, table, tasks, cfg.num_shot)
-        return {
-            "num_way": cfg.num_way,
-            "num_shot": cfg.num_shot,
-            "data": table.origin["data"],
-            "layer": table.origin["layer"],
-            "num_tasks": len(scores.accuracy),
-            "num_diverged": int(scores.diverged.sum()),
-            "accuracy": scores.accuracy.mean().item(),
-            "interval95": interval95(scores.accuracy),
-            "loss": mean_of(scores.loss, scores.diverged),
-        }
+        return tested(cfg, table.origin, evaluate(module.learner, table, tasks, cfg.num_shot))
 
     def summary(self, result: dict[str, Any]) -> str:
         """Accuracy and interval."""
@@ -263,13 +247,44 @@ class Classification:
         )
 
 
+def tested(cfg: DictConfig, origin: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+    """What ``result.json`` says of the test tasks, by their scores; ``origin`` is that of the features."""
+    return {
+        "num_way": cfg.num_way,
+        "num_shot": cfg.num_shot,
+        "data": origin["data"],
+        "layer": origin["layer"],
+        "num_tasks": len(scores.accuracy),
+        "num_diverged": int(scores.diverged.sum()),
+        "accuracy": scores.accuracy.mean().item(),
+        "interval95": interval95(scores.accuracy),
+        "loss": mean_of(scores.loss, scores.diverged),
+    }
+
+
 def build(cfg: DictConfig, tables: dict[str, FeatureTable]) -> MetaLearning:
     """The learner of ``cfg`` in its Lightning module, its normaliser fitted to the training splits."""
-    training = [tables[split].features for split in cfg.train_splits]
-    num_features = training[0].shape[1]
-    normalizer = Normalizer(cfg.features.normalize, num_features)
-    normalizer.fit(*training)
-    return make_module(cfg, normalizer, num_features=num_features)
+    normalizer = fitted(cfg, [tables[split].features for split in cfg.train_splits])
+    return make_module(cfg, normalizer, num_features=len(normalizer.mean))
+
+
+def fitted(cfg: DictConfig, features: Sequence[Tensor]) -> Normalizer:
+    """The normaliser of ``cfg``, with the statistics of ``features`` of the training splits."""
+    normalizer = Normalizer(cfg.features.normalize, features[0].shape[1])
+    normalizer.fit(*features)
+    return normalizer
+
+
+def stream_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """The arguments of a stream of training tasks that all kinds of tasks share."""
+    return {
+        "num_shot": cfg.num_shot,
+        "num_query": cfg.num_query,
+        "batch_size": cfg.tasks_per_batch,
+        "batches_per_epoch": cfg.val.every,
+        "batches_per_step": updates_per_step(cfg),
+        "generator": torch.Generator(device).manual_seed(cfg.seed),
+    }
 
 
 def make_module(

@@ -11,13 +11,13 @@ from rich.progress import track
 from torch import Tensor
 
 from leo.episodes import gather, sample_tasks
-from leo.evaluate import Scores, interval95, mean_of
-from leo.features import AnyTable, Normalizer
+from leo.evaluate import Scores
+from leo.features import AnyTable
 from leo.functions import ModelTasks
 from leo.model_problem import DistributionStream, ModelScorer, ModelScores, Sampled, check_model
 from leo.module import MetaLearning, TaskData
 from leo.regression import ModelLearner
-from leo.run import TEST_SEED, VAL_SEED, Classification, make_module, updates_per_step
+from leo.run import TEST_SEED, VAL_SEED, Classification, fitted, make_module, stream_settings, tested
 from runner.config import check_whole_numbers
 from runner.terminal import shares_terminal
 
@@ -88,10 +88,9 @@ class WholeClassifiers(Classification):
 
     def build(self) -> MetaLearning:
         """The learner, tried on two tasks, and the normaliser of its inputs."""
-        training = [self.tables[split].features for split in self.cfg.train_splits]
-        normalizer = Normalizer(self.cfg.features.normalize, training[0].shape[1])
-        normalizer.fit(*training)
-        module = make_module(self.cfg, normalizer)
+        module = make_module(
+            self.cfg, fitted(self.cfg, [self.tables[split].features for split in self.cfg.train_splits])
+        )
         assert isinstance(module.learner, ModelLearner)
         tasks = ClassTasks(self.tables["train"], self.cfg.num_way)
         check_model(module.learner, tasks.sample(2, self.cfg.num_shot, 1, torch.Generator().manual_seed(VAL_SEED)))
@@ -102,13 +101,8 @@ class WholeClassifiers(Classification):
         cfg = self.cfg
         stream = DistributionStream(
             ClassTasks(self.scaled(module, cfg.train_splits, device), cfg.num_way),
-            num_shot=cfg.num_shot,
-            num_query=cfg.num_query,
-            batch_size=cfg.tasks_per_batch,
-            batches_per_epoch=cfg.val.every,
-            batches_per_step=updates_per_step(cfg),
             device=device,
-            generator=torch.Generator(device).manual_seed(cfg.seed),
+            **stream_settings(cfg, device),
         )
         val_tasks = self.fixed_tasks(module, "val", cfg.val.num_tasks, VAL_SEED, device)
         return TaskData(stream, val_tasks, partial(ClassScorer, num_samples=self.num_samples))
@@ -141,18 +135,5 @@ class WholeClassifiers(Classification):
 
     def test(self, module: MetaLearning, device: torch.device) -> dict[str, Any]:
         """Accuracy, its interval and the loss on the test tasks."""
-        cfg = self.cfg
-        scores = self.scores(module, "test", cfg.test.num_tasks, TEST_SEED)
-        origin = self.tables["test"].origin
-        return {
-            "num_way": cfg.num_way,
-            "num_shot": cfg.num_shot,
-            "data": origin["data"],
-            "layer": origin["layer"],
-            "num_tasks": len(scores.accuracy),
-            "num_samples": self.num_samples,
-            "num_diverged": int(scores.diverged.sum()),
-            "accuracy": scores.accuracy.mean().item(),
-            "interval95": interval95(scores.accuracy),
-            "loss": mean_of(scores.loss, scores.diverged),
-        }
+        scores = self.scores(module, "test", self.cfg.test.num_tasks, TEST_SEED)
+        return tested(self.cfg, self.tables["test"].origin, scores) | {"num_samples": self.num_samples}
